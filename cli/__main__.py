@@ -1,0 +1,5 @@
+"""`python -m cli` is `roundhouse`."""
+
+from cli import main
+
+main()

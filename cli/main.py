@@ -1,0 +1,220 @@
+"""`roundhouse`: thin commands over tasks, storage and report. Heavy imports wait until a command needs them."""
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli import keeping, operations
+
+app = typer.Typer(
+    name="roundhouse",
+    help="Alignment rounds that survive anything: SFT, reward models, rejection-sampling rounds and PPO, resumable.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+INTERRUPTED = "interrupted; run the same command again to continue\n"
+Config = Annotated[str, typer.Argument(help="A campaign's YAML file, or the name of one that comes with the project.")]
+Seed = Annotated[int | None, typer.Option(help="Instead of the config's seed.")]
+StoreUrl = Annotated[
+    str | None, typer.Option("--store", help="file:///... or s3://bucket/prefix, instead of the config's.")
+]
+Until = Annotated[str | None, typer.Option(help="Stop after this version (v2) or round's reward models (r2-rewards).")]
+RuntimeFile = Annotated[str | None, typer.Option("--runtime", help="A YAML file with another runtime.")]
+
+
+def planned(
+    config: str,
+    seed: int | None,
+    store: str | None,
+    runtime: str | None,
+    until: str | None = None,
+    require_data: bool = True,
+) -> Any:
+    """The campaign laid out without running it."""
+    from configs import load, load_runtime
+    from flows.rounds import align
+    from tasks import Run, Stopped, connect
+
+    campaign = load(config, seed=seed, require_data=require_data)
+    chosen = load_runtime(runtime) if runtime else campaign.runtime
+    run = Run(campaign, connect(store, chosen), chosen, mode="plan", until=until)
+    with contextlib.suppress(Stopped):
+        align(run)
+    return run
+
+
+@app.command()
+def run(
+    config: Config = "tiny", seed: Seed = None, store: StoreUrl = None, until: Until = None, runtime: RuntimeFile = None
+) -> None:
+    """Run a campaign in this process, reusing every stage that the store has."""
+    from cli import embedded
+
+    place = embedded.choose()  # before Prefect is imported, which reads its settings then
+    from tasks.launch import warm_up
+
+    plan = planned(config, seed, store, runtime, until)
+    if any(artifact.made() is None for artifact in plan.artifacts.values()):
+        todo = sum(artifact.made() is None for artifact in plan.artifacts.values())
+        typer.echo(f"{plan.campaign.name}: {todo} of {len(plan.artifacts)} stages to run; starting Prefect", err=True)
+        warm_up()
+        with embedded.server(place):
+            _run_flow(config, seed, store, until, runtime, plan)
+        plan = planned(config, seed, store, runtime, until)
+    else:
+        typer.echo(f"nothing to do: all {len(plan.artifacts)} stages are in the store")
+    show_outcome(plan)
+
+
+def _run_flow(
+    config: str, seed: int | None, store: str | None, until: str | None, runtime: str | None, plan: Any
+) -> None:
+    from cli.progress import Progress
+    from flows.iterative import iterative
+    from tasks.watch import listen_with
+
+    with Progress(plan.campaign.name, [artifact.label for artifact in plan.artifacts.values()]) as progress:
+        listen_with(progress.hear)
+        iterative(config=config, seed=seed, store=store, until=until, runtime=runtime)
+
+
+def show_outcome(plan: Any) -> None:
+    """The table of versions, and where the report is."""
+    from cli.tables import print_versions
+    from tasks.outcome import report_name, write_report
+
+    made = plan.artifacts["compare"].made() if "compare" in plan.artifacts else None
+    if made is not None:
+        folder = plan.store.fetch(made.manifest.ref)
+        accepted = {label: bool((e.summary() or {}).get("accepted")) for label, e in plan.evaluations.items()}
+        print_versions(json.loads((folder / "table.json").read_text()), accepted)
+    key = f"reports/{report_name(plan.campaign, plan.digest)}"
+    place = f"{plan.store.url.rstrip('/')}/{key}" if plan.store.exists(key) else write_report(plan)
+    typer.echo(f"report: {place}")
+
+
+@app.command()
+def plan(
+    config: Config = "tiny", seed: Seed = None, store: StoreUrl = None, until: Until = None, runtime: RuntimeFile = None
+) -> None:
+    """Show what would run, what is reused and why, and what it would take."""
+    from cli.plan import print_plan
+
+    print_plan(planned(config, seed, store, runtime, until, require_data=False))
+
+
+@app.command()
+def status(config: Config = "tiny", seed: Seed = None, store: StoreUrl = None) -> None:
+    """Show where a campaign stands."""
+    from cli.plan import print_status
+
+    print_status(planned(config, seed, store, None))
+
+
+@app.command()
+def explain(
+    config: Config,
+    stage: Annotated[str, typer.Argument(help="A stage's label, such as r2-sample.")],
+    seed: Seed = None,
+    store: StoreUrl = None,
+) -> None:
+    """Say what names a stage's result, and what changed since the campaign last made it."""
+    from cli.plan import print_explanation
+
+    print_explanation(planned(config, seed, store, None), stage)
+
+
+@app.command()
+def report(
+    config: Config = "tiny",
+    other: Annotated[str | None, typer.Argument(help="A second campaign, for a page that compares the two.")] = None,
+    seed: Seed = None,
+    store: StoreUrl = None,
+) -> None:
+    """Write the campaign's HTML page anew, also while it is running; with two campaigns, a page that compares them."""
+    from tasks.outcome import write_report
+
+    beside = planned(other, seed, store, None) if other else None
+    typer.echo(f"report: {write_report(planned(config, seed, store, None), beside)}")
+
+
+@app.command()
+def chat(
+    config: Config, version: Annotated[str, typer.Argument()] = "v5", seed: Seed = None, store: StoreUrl = None
+) -> None:
+    """Talk to a version."""
+    from cli.chat import chat_with
+
+    raise typer.Exit(chat_with(version_folder(planned(config, seed, store, None), version)[0]))
+
+
+@app.command()
+def export(
+    config: Config,
+    version: Annotated[str, typer.Argument()],
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    seed: Seed = None,
+    store: StoreUrl = None,
+) -> None:
+    """Copy a version with its model card into a folder; it loads with AutoModelForCausalLM.from_pretrained."""
+    from cli.export import export_version
+    from tasks.outcome import view
+
+    laid_out = planned(config, seed, store, None)
+    version_folder(laid_out, version)
+    typer.echo(f"exported: {export_version(laid_out.store, view(laid_out), version, folder)}")
+
+
+def version_folder(plan: Any, version: str) -> tuple[Path, Any]:
+    """The verified files of a version, and its artifact."""
+    from configs import ConfigError
+
+    if version not in plan.versions:
+        raise ConfigError(f"no version {version!r} in {plan.campaign.name}; it has {', '.join(plan.versions)}")
+    artifact = plan.versions[version]
+    if artifact.made() is None:
+        raise ConfigError(f"{version} of {plan.campaign.name} has not been made yet; run `roundhouse run` first")
+    return plan.store.fetch(artifact.ref), artifact
+
+
+operations.add(app)
+keeping.add(app)
+
+
+def main() -> None:
+    """The console entry point: every expected error is one line."""
+    from configs import ConfigError
+    from storage import StorageError
+
+    expected: tuple[type[BaseException], ...] = (ConfigError, StorageError)
+    try:
+        code = app(standalone_mode=False)
+        if code == 130:
+            sys.stderr.write(INTERRUPTED)
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.stderr.write(INTERRUPTED)
+        sys.exit(130)
+    except expected as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except Exception as error:
+        if os.environ.get("ROUNDHOUSE_DEBUG"):
+            raise
+        sys.stderr.write(f"error: {_one_line(error)}\n")
+        sys.exit(1)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{text} (ROUNDHOUSE_DEBUG=1 shows where)"

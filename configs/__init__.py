@@ -1,0 +1,19 @@
+"""Typed recipes and runtime, and the loader that rejects what it does not know."""
+
+from configs.campaign import Base, Campaign, Data, Round
+from configs.load import ConfigError, load, load_runtime
+from configs.methods import describe, method_names
+from configs.runtime import Runtime
+
+__all__ = [
+    "Base",
+    "Campaign",
+    "ConfigError",
+    "Data",
+    "Round",
+    "Runtime",
+    "describe",
+    "load",
+    "load_runtime",
+    "method_names",
+]

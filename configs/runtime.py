@@ -1,0 +1,41 @@
+"""Where and how fast. Nothing here may name a result; what can change its bytes is recorded as numerics."""
+
+from typing import Literal
+
+from configs.fields import Count, Natural, Positive, Strict
+
+
+class Runtime(Strict):
+    """One machine's or one cluster's way of running stages."""
+
+    store: str | None = None  # URL; ROUNDHOUSE_STORE goes before it
+    device: Literal["cpu", "cuda"] = "cpu"
+    slots: Count = 2  # stages side by side
+    threads: Count = 1  # CPU threads a stage
+    train_rows: Natural = 0  # micro-batch of training in responses; 0 = the whole optimizer step
+    score_rows: Count = 256
+    sample_rows: Count = 256
+    save_seconds: Positive = 30.0  # a save point at the first step after this long
+    save_steps: Natural = 0  # a save point every so many steps; 0 = by time only
+    launcher: Literal["local", "deepspeed", "ray"] = "local"
+    processes: Count = 1
+    zero: Literal[0, 1, 2, 3] = 0
+    offload: bool = False
+    sampler: Literal["builtin", "vllm"] = "builtin"
+    lease_ttl: Positive = 90.0
+    lease_beat: Positive = 20.0
+    require_cas: bool = False
+    timeout_seconds: Positive = 7 * 24 * 3600.0
+
+    def numerics(self) -> dict[str, str | int]:
+        """The settings under which equal names also mean equal bytes (on one CPU type)."""
+        return {
+            "device": self.device,
+            "threads": self.threads,
+            "train_rows": self.train_rows,
+            "score_rows": self.score_rows,
+            "sample_rows": self.sample_rows,
+            "processes": self.processes,
+            "zero": self.zero,
+            "sampler": self.sampler,
+        }

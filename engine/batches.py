@@ -1,0 +1,108 @@
+"""Sequences as tensors, and the order in which rows are seen. Letters: B sequences, L tokens, R response tokens.
+
+Sequences are padded on the right only. Under causal attention a real token never sees what follows it, so no attention mask
+and no position ids are needed, and the fast kernels apply; every position that matters is named by index, never found by
+looking for the pad id (METHODS 0.1).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.errors import StageError
+
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Padded:
+    """A batch for `engine.forwards`: B sequences in B rows, or packed into N rows (engine/packing.py)."""
+
+    ids: Tensor  # [B, L] int64
+    lengths: Tensor  # [B] int64, real tokens
+    source: Tensor  # [B, R] int64: index into the flattened [B * L] of the state that predicts the response token
+    target: Tensor  # [B, R] int64: the response token; 0 where there is none
+    response_mask: Tensor  # [B, R] bool, 1 on response tokens, EOS among them
+    last: Tensor  # [B] int64: index into the flattened [B * L] of the last real token
+    bias: Tensor | None = None  # packed rows: [N, 1, L, L] fp32 added to attention scores, 0 or -inf
+    positions: Tensor | None = None  # packed rows: [N, L] int64
+
+    def to(self, device: torch.device | str) -> "Padded":
+        """The same batch on a device."""
+        held = (getattr(self, name) for name in self.__dataclass_fields__)
+        return Padded(*(None if tensor is None else tensor.to(device) for tensor in held))
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """[B, L] int64, 1 on real tokens, of a batch that is not packed: for models called from outside this package."""
+        return (torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]).long()
+
+
+def collate(
+    pairs: Sequence[tuple[Ids, Ids]], *, pad_id: int, learned: Sequence[Sequence[bool] | None] | None = None
+) -> Padded:
+    """Pad (prompt, response) pairs on the right.
+
+    Args:
+        pairs: token ids; a prompt has at least one token (its last state predicts the first response token).
+        learned: for each response which of its tokens count, None for all of them.
+
+    Raises:
+        StageError: an empty prompt or response.
+    """
+    for place, (prompt, response) in enumerate(pairs):
+        if not len(prompt) or not len(response):
+            found = f"{len(prompt)} prompt and {len(response)} response tokens"
+            raise StageError(f"sequence {place} has {found}, want some of each")
+    rows = len(pairs)
+    prompts = np.array([len(p) for p, _ in pairs], dtype=np.int64)
+    responses = np.array([len(r) for _, r in pairs], dtype=np.int64)
+    lengths = prompts + responses
+    width, depth = int(lengths.max()), int(responses.max())
+    ids = np.full((rows, width), pad_id, dtype=np.int64)
+    target = np.zeros((rows, depth), dtype=np.int64)
+    for row, (prompt, response) in enumerate(pairs):
+        ids[row, : prompts[row]] = prompt
+        ids[row, prompts[row] : lengths[row]] = response
+        target[row, : responses[row]] = response
+    steps = np.arange(depth)
+    mask = steps < responses[:, None]
+    if learned is not None:
+        for row, marks in enumerate(learned):
+            if marks is not None:
+                mask[row, : responses[row]] = marks
+    source = np.arange(rows)[:, None] * width + np.minimum(prompts[:, None] - 1 + steps, width - 1)
+    tensors = (ids, lengths, source, target, mask, np.arange(rows) * width + lengths - 1)
+    return Padded(*(torch.from_numpy(np.ascontiguousarray(t)) for t in tensors))
+
+
+def permutation(seed: int, stream: str, epoch: int, count: int) -> list[int]:
+    """The order of an epoch: depends on (seed, stream, epoch, count) and nothing else."""
+    words = [seed & 0xFFFFFFFF, epoch, *stream.encode()]
+    return [int(i) for i in np.random.Generator(np.random.PCG64(np.random.SeedSequence(words))).permutation(count)]
+
+
+def micro_batches(groups: Sequence[Sequence[int]], rows: int) -> list[list[int]]:
+    """Which rows of a step are computed together: indices into `groups`, rows of similar length side by side.
+
+    Args:
+        groups: for each row the lengths of its responses with their prompts; a row stays whole.
+        rows: most responses at a time (a single larger row is taken alone); 0 = all at once.
+    """
+    order = sorted(
+        range(len(groups)), key=lambda i: (-max(groups[i]), i)
+    )  # longest first: a lack of memory shows at once
+    if rows == 0:
+        return [order]
+    batches: list[list[int]] = []
+    held = rows
+    for i in order:
+        if not batches or held + len(groups[i]) > rows:
+            batches.append([])
+            held = 0
+        batches[-1].append(i)
+        held += len(groups[i])
+    return batches

@@ -1,0 +1,5 @@
+"""What a stage raises when its input or its own result is not what it must be."""
+
+
+class StageError(ValueError):
+    """One clear line: what was found, what was wanted, what to do."""

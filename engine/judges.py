@@ -1,0 +1,40 @@
+"""The gold judges: who knows what a response is truly worth, where anybody does. Training never sees a gold score."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+import world
+from world import Annotation, Gold, stories
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """One domain's gold judge and its simulated annotators.
+
+    score: (messages, response) -> two gold scores; annotate: (messages, a, b, kind, mood) -> one annotator's word.
+    """
+
+    name: str
+    score: Callable[[Messages, str], Gold]
+    is_safe: Callable[[Messages, str], bool]
+    annotate: Callable[..., Annotation]
+    smoke_prompts: tuple[Messages, ...]
+
+
+_JUDGES = {
+    "world": Judge("world", world.judge, world.is_safe, world.annotate, world.SMOKE_PROMPTS),
+    "stories": Judge("stories", stories.judge, stories.is_safe, stories.annotate, stories.SMOKE_PROMPTS),
+}
+
+
+def judge(name: str) -> Judge | None:
+    """The gold judge of a domain; None where nobody knows the truth."""
+    return None if name == "none" else _JUDGES[name]
+
+
+def mood(*key: object) -> Random:
+    """An annotator's own random generator, the same for the same key everywhere."""
+    return Random(":".join(map(str, key)))

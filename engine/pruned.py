@@ -1,0 +1,88 @@
+"""The Llama body with its last layer computed only where somebody looks.
+
+Keys and values of the last layer are needed at every token; queries, attention and the MLP only at the places that are read:
+the states before response tokens, or the last token of each sequence for a reward. The model's own modules do the work.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from engine.batches import Padded
+
+KNOWN = ("LlamaModel", "Qwen2Model")  # bodies of exactly this structure
+WORTH = 0.75  # of the tokens: where more are read, the plain forward pass is as cheap
+
+
+def applies(body: Any, places: int, tokens: int) -> bool:
+    """Whether the last layer of this body can be pruned and enough is saved."""
+    if type(body).__name__ not in KNOWN or not type(body).__module__.startswith("transformers."):
+        return False
+    config = body.config
+    return (
+        "sliding_attention" not in (getattr(config, "layer_types", None) or ())
+        and not (body.training and config.attention_dropout)
+        and len(body.layers) == config.num_hidden_layers
+        and places <= WORTH * tokens
+    )
+
+
+def states_at(body: Any, padded: Padded, places: Tensor) -> Tensor:
+    """The body's last hidden states at `places` [N] (indices into the flattened rows): [N, D]."""
+    ids = padded.ids
+    width = ids.shape[1]
+    positions = padded.positions
+    if positions is None:
+        positions = torch.arange(width, device=ids.device)[None]
+    x = body.embed_tokens(ids)
+    turn = body.rotary_emb(x, positions)
+    for layer in body.layers[:-1]:
+        x = layer(x, attention_mask=padded.bias, position_embeddings=turn, position_ids=positions, use_cache=False)
+    read, back = places.unique(return_inverse=True)  # responses that begin alike read one state
+    row, column = read // width, read % width
+    return body.norm(_last_layer(body.layers[-1], x, turn, padded.bias, row, column))[back]
+
+
+def _last_layer(
+    layer: Any, x: Tensor, turn: tuple[Tensor, Tensor], bias: Tensor | None, row: Tensor, column: Tensor
+) -> Tensor:
+    """One decoder layer at the tokens (row, column), sorted by row: x [B, L, D] -> [U, D]."""
+    attention = layer.self_attn
+    rows, width = x.shape[:2]
+    size = attention.head_dim
+    normed = layer.input_layernorm(x)
+    cos, sin = (t.expand(rows, -1, -1) for t in turn)
+    key = attention.k_proj(normed).view(rows, width, -1, size)
+    value = attention.v_proj(normed).view(rows, width, -1, size)
+    key = key * cos[:, :, None] + _half_turned(key) * sin[:, :, None]
+    query = attention.q_proj(normed[row, column]).view(len(row), -1, size)
+    query = query * cos[row, column][:, None] + _half_turned(query) * sin[row, column][:, None]
+
+    counts = row.bincount(minlength=rows)
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    wide = query.new_zeros(rows, int(counts.max()), *query.shape[1:])
+    wide = wide.index_put((row, place), query)
+    if bias is None:
+        seen = torch.where(torch.arange(width, device=row.device) <= column[:, None], 0.0, -torch.inf)
+    else:
+        seen = bias[row, 0, column]
+    mask = x.new_zeros(rows, 1, wide.shape[1], width)
+    mask[row, 0, place] = seen.to(x.dtype)
+    group = wide.shape[2] // key.shape[2]
+    out = functional.scaled_dot_product_attention(
+        wide.transpose(1, 2),
+        key.transpose(1, 2).repeat_interleave(group, 1),
+        value.transpose(1, 2).repeat_interleave(group, 1),
+        attn_mask=mask,
+        scale=attention.scaling,
+    )
+    x = x[row, column] + attention.o_proj(out.transpose(1, 2)[row, place].flatten(1))
+    found: Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
+    return found
+
+
+def _half_turned(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat([-second, first], -1)

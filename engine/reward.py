@@ -1,0 +1,118 @@
+"""All preferences so far -> a scalar reward model, and how well it predicts pairs that it has not seen."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+import methods
+from configs.recipes import Reward
+from engine.batches import micro_batches
+from engine.certificate import certificate
+from engine.errors import StageError
+from engine.examples import Item, Reader
+from engine.formats import is_held_out
+from engine.forwards import attributes
+from engine.job import Job
+from engine.models import load_reward, reward_from_policy, save_model
+from engine.offline import Fit, epochs, fit
+from engine.packing import arrange, shape_of
+from engine.template import CARD, load_chat
+from storage.rows import read_rows
+
+Row = dict[str, Any]
+STREAM = "reward:"  # its split is independent of ingest's, which has taken its part of the prompts already
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train on the mix of own and other pairs, judge the held-out pairs, and write the model folder and held_out.json.
+
+    Raises:
+        StageError: a method that trains no reward, no pairs of this kind, or what `offline.fit` raises.
+    """
+    recipe: Reward = job.recipe
+    method = methods.load(recipe.method)
+    if "reward" not in method.forwards:
+        raise StageError(f"method {recipe.method} does not train a reward model; use reward or one like it")
+    config, start = method.Config(**recipe.config), job.folder("model")
+    chat = load_chat(start)
+    reader = Reader(chat, recipe.limits, method, config)
+    rows = (row for folder in job.folders("preferences") for row in read_rows(folder / "rows.parquet", reader.schema))
+    train, held = split(reader, rows, recipe.held_out)
+    held += given_held_out(job, reader)
+    mixed, counts = mix(train, recipe.kind, recipe.own_share, recipe.seed)
+    steps = epochs(len(mixed), recipe.batch_size, recipe.epochs, seed=recipe.seed, keys=[item.key for item in mixed])
+    is_reward = json.loads((start / CARD).read_text())["kind"] == "reward"
+    model = (
+        load_reward(start, job.runtime)
+        if is_reward
+        else reward_from_policy(start, job.runtime, recipe.seed, outputs=len(getattr(config, "attributes", "1")))
+    )
+    plan = Fit(
+        model=model,
+        method=method,
+        config=config,
+        optimizer=recipe.optimizer,
+        steps=len(steps),
+        rows=lambda step: steps[step - 1],
+        item=mixed.__getitem__,
+        pad_id=chat.pad_id,
+        dtype=recipe.dtype,
+        seed=recipe.seed,
+        shape=shape_of(model),
+    )
+    model, summary = fit(job, plan)
+    save_model(model, chat, job.out, "reward", recipe.dtype)
+    report = certificate(held, judge(job, model, held, chat.pad_id), recipe.kind, recipe.seed) if held else {"pairs": 0}
+    (job.out / "held_out.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+    short = {name: report[name] for name in ("pairs", "accuracy", "own") if name in report}
+    return {**summary, "mix": counts, "read": dict(sorted(reader.counts.items())), "held_out": short}
+
+
+def split(reader: Reader, rows: Iterable[Row], share: float) -> tuple[list[Item], list[Item]]:
+    """Training and held-out items; a prompt is on one side whatever the round or source of its pair."""
+    sides: tuple[list[Item], list[Item]] = ([], [])
+    for row in rows:
+        item = reader.item(row)
+        if item is not None:
+            sides[is_held_out(row, share, STREAM)].append(item)
+    return sides
+
+
+def given_held_out(job: Job, reader: Reader) -> list[Item]:
+    """The pairs that ingest kept from everybody, where the preferences were given and not made by the policies."""
+    files = [folder / "held_out.parquet" for folder in job.folders("preferences")]
+    return [item for file in files if file.exists() for item in reader.read(read_rows(file, reader.schema))]
+
+
+def mix(items: Sequence[Item], kind: str, own_share: float, seed: int) -> tuple[list[Item], dict[str, int]]:
+    """All pairs of this kind, and as many of the others, drawn uniformly, as make `own_share` (METHODS 2.2).
+
+    Rows without a kind (rankings) are own. Raises:
+        StageError: no pair of this kind.
+    """
+    own = [i for i, item in enumerate(items) if item.tags.get("kind", kind) == kind]
+    others = [i for i, item in enumerate(items) if item.tags.get("kind", kind) != kind]
+    if not own or own_share == 0:
+        found = dict(Counter(str(item.tags.get("kind")) for item in items))
+        raise StageError(f"no {kind} pair to train on (own_share {own_share:g}, pairs by kind: {found})")
+    wanted = round(len(own) * (1 - own_share) / own_share)
+    drawn = random.Random(f"{seed}:mix").sample(others, min(wanted, len(others)))
+    taken = [items[i] for i in sorted([*own, *drawn])]
+    return taken, {"own": len(own), "other": len(drawn), "other_wanted": wanted, "other_there": len(others)}
+
+
+def judge(job: Job, model: Any, items: Sequence[Item], pad_id: int) -> list[list[float]]:
+    """The model's score of every item's responses; of several heads, their mean."""
+    found: list[list[float]] = [[] for _ in items]
+    rows, shape = job.runtime.score_rows, shape_of(model)
+    with torch.inference_mode():
+        for part in micro_batches([item.lengths for item in items], rows):
+            padded = arrange([pair for i in part for pair in items[i].pairs()], pad_id=pad_id, shape=shape)
+            scores = iter(attributes(model, padded.to(job.runtime.device)).mean(-1).tolist())
+            for i in part:
+                found[i] = [next(scores) for _ in items[i].responses]
+    return found

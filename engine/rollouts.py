@@ -1,0 +1,225 @@
+"""One iteration's rollouts: which prompts, what the policy answers, what the frozen models say about it.
+
+Letters: B rollouts, K of them to each prompt and side by side, R response tokens. Everything here is a function of the
+weights, the seed and the number of the batch; nothing is drawn from a generator.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from configs.recipes import Online
+from configs.runtime import Runtime
+from engine.batches import Padded, micro_batches, permutation
+from engine.errors import StageError
+from engine.forwards import logps, logps_entropy, rewards, values
+from engine.generate import Generated, generate
+from engine.packing import arrange, shape_of
+from engine.scoring import Scorer, combine
+from methods.batch import Rollout
+
+Row = Mapping[str, Any]
+Pair = tuple[Sequence[int], Sequence[int]]  # token ids of a prompt and of a response
+Judge = Callable[[Sequence[Row], Sequence[Pair], Sequence[tuple[list[int], Padded]]], dict[str, list[float | None]]]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a run that fit, with their token ids, in the order of the file."""
+
+    rows: Sequence[Row]
+    ids: Sequence[Sequence[int]]
+
+    def batch(self, number: int, size: int, seed: int) -> list[int]:
+        """Indices of batch 1, 2, ..: fresh permutations of all prompts, one after the other."""
+        return take(len(self.rows), (number - 1) * size, size, seed, "prompts")
+
+
+@dataclass(frozen=True)
+class Models:
+    """Who takes part in a rollout."""
+
+    policy: Any
+    reference: Any
+    critic: Any | None
+    judge: Judge
+    chat: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Rolled:
+    """What one batch of rollouts gave. Rows are in the order of the prompts, K side by side."""
+
+    rows: list[Row]
+    pairs: list[Pair]
+    responses: list[Generated]
+    scores: dict[str, list[float | None]]  # raw, by kind of reward model
+    rollout: Rollout
+    entropy: Tensor  # [B, R] nats, of the policy at the sampling temperature
+    sampled_logp: Tensor  # [B, R] what the sampler said
+
+
+def take(count: int, first: int, size: int, seed: int, stream: str) -> list[int]:
+    """`size` indices below `count` from place `first` on of an endless row of permutations."""
+    places = range(first, first + size)
+    orders = {epoch: permutation(seed, stream, epoch, count) for epoch in {p // count for p in places}}
+    return [orders[p // count][p % count] for p in places]
+
+
+def judge_of(scorers: Sequence[Scorer]) -> Judge:
+    """Raw scores by reward models that read the same token ids as the policy (`load_scorers` has made sure)."""
+
+    def judge(
+        rows: Sequence[Row], pairs: Sequence[Pair], parts: Sequence[tuple[list[int], Padded]]
+    ) -> dict[str, list[float | None]]:
+        found: dict[str, list[float | None]] = {kind: [None] * len(pairs) for kind in ("helpfulness", "safety")}
+        for scorer in scorers:
+            for places, padded in parts:
+                for place, value in zip(places, rewards(scorer.model, padded).tolist()):
+                    found[scorer.kind][place] = value
+        return found
+
+    return judge
+
+
+def roll(models: Models, prompts: Prompts, recipe: Online, runtime: Runtime, number: int, *, greedy: bool) -> Rolled:
+    """Sample batch `number` and let every frozen model read it.
+
+    greedy: also decode each prompt greedily and score that (`Rollout.baseline_score`).
+
+    Raises:
+        StageError: a score that is not finite, or log-probs of sampler and trainer that differ beyond float noise.
+    """
+    indices = prompts.batch(number, recipe.batch_size // recipe.k, recipe.seed)
+    order = [i for i in indices for _ in range(recipe.k)]
+    rows, asked = [prompts.rows[i] for i in order], [prompts.ids[i] for i in order]
+    responses = _generate(models, rows, asked, recipe, runtime, number, recipe.temperature)
+    pairs: list[Pair] = [(p, r.token_ids) for p, r in zip(asked, responses)]
+    with torch.no_grad():
+        parts = _parts(pairs, models, runtime)
+        scores = models.judge(rows, pairs, parts)
+        branch, score = piecewise(rows, scores, recipe.threshold)
+        read = _read(models, pairs, parts, recipe)
+        baseline = _baseline(models, prompts, indices, recipe, runtime, number) if greedy else None
+    mask = read["mask"]
+    sampled = torch.zeros_like(read["old_logp"])
+    sampled[mask] = torch.tensor([v for r in responses for v in r.logps], device=mask.device)
+    check_sampler(sampled, read["old_logp"], mask, recipe)
+    rollout = Rollout(
+        mask=mask,
+        old_logp=read["old_logp"],
+        reference_logp=read["reference_logp"],
+        score=torch.tensor(score, device=mask.device),
+        finished=torch.tensor([r.finish == "eos" for r in responses], device=mask.device),
+        group=torch.arange(len(indices), device=mask.device).repeat_interleave(recipe.k),
+        value=read.get("value"),
+        branch=torch.tensor(branch, device=mask.device) if "safety" in judged(scores) else None,
+        baseline_score=baseline,
+    )
+    return Rolled(rows, pairs, responses, scores, rollout, read["entropy"], sampled)
+
+
+def judged(scores: Mapping[str, Sequence[float | None]]) -> list[str]:
+    """The kinds for which there are scores."""
+    return [kind for kind, found in scores.items() if all(v is not None for v in found)]
+
+
+def piecewise(
+    rows: Sequence[Row], scores: Mapping[str, list[float | None]], threshold: float
+) -> tuple[list[int], list[float]]:
+    """(branch, score) of each response by the piecewise rule.
+
+    Raises:
+        StageError: a score that is not finite.
+    """
+    for kind in judged(scores):
+        for row, value in zip(rows, scores[kind]):
+            if value is None or not math.isfinite(value):
+                raise StageError(f"the {kind} reward model scored a response to prompt {row['id']} with {value}")
+    helpfulness = [v for v in scores["helpfulness"] if v is not None]
+    return combine(helpfulness, scores["safety"], [bool(row["is_safety"]) for row in rows], threshold)
+
+
+def check_sampler(sampled: Tensor, trained: Tensor, mask: Tensor, recipe: Online) -> None:
+    """Raise StageError unless the sampler used the weights and the temperature that are trained (METHODS T40, T61)."""
+    gap = float((sampled - trained)[mask].abs().mean())
+    limit = 1e-3 if recipe.dtype == "float32" else 0.05
+    if not gap < limit:
+        raise StageError(
+            f"sampler and trainer differ by {gap:.2e} a log-prob (at most {limit:g} is float noise): the responses are "
+            "not from the weights or at the temperature that are trained"
+        )
+
+
+def _generate(
+    models: Models,
+    rows: Sequence[Row],
+    asked: Sequence[Sequence[int]],
+    recipe: Online,
+    runtime: Runtime,
+    number: int,
+    temperature: float,
+) -> list[Generated]:
+    seen: Counter[str] = Counter()
+    keys = []
+    for row in rows:  # a prompt that comes twice in a batch is answered by two different streams
+        keys.append((str(row["id"]), seen[row["id"]]))
+        seen[row["id"]] += 1
+    return generate(
+        models.policy,
+        models.chat,
+        asked,
+        keys,
+        seed=recipe.seed,
+        stream=f"online-{number}" if temperature else f"online-greedy-{number}",
+        temperature=temperature,
+        max_new_tokens=recipe.limits.response_tokens,
+        rows=runtime.sample_rows,
+    )
+
+
+def _parts(pairs: Sequence[Pair], models: Models, runtime: Runtime) -> list[tuple[list[int], Padded]]:
+    groups = micro_batches([[len(p) + len(r)] for p, r in pairs], runtime.score_rows)
+    shape = shape_of(models.policy)  # the others are taken to be alike
+    pack = lambda part: arrange([pairs[i] for i in part], pad_id=models.chat.pad_id, shape=shape)
+    return [(part, pack(part).to(runtime.device)) for part in groups]
+
+
+def _baseline(
+    models: Models, prompts: Prompts, indices: Sequence[int], recipe: Online, runtime: Runtime, number: int
+) -> Tensor:
+    """[B] score of the greedy response to each rollout's prompt, by the weights that sampled."""
+    rows, asked = [prompts.rows[i] for i in indices], [prompts.ids[i] for i in indices]
+    found = _generate(models, rows, asked, recipe, runtime, number, 0.0)
+    pairs: list[Pair] = [(p, r.token_ids) for p, r in zip(asked, found)]
+    scores = models.judge(rows, pairs, _parts(pairs, models, runtime))
+    score = piecewise(rows, scores, recipe.threshold)[1]
+    return torch.tensor(score, device=runtime.device).repeat_interleave(recipe.k)
+
+
+def _read(
+    models: Models, pairs: Sequence[Pair], parts: Sequence[tuple[list[int], Padded]], recipe: Online
+) -> dict[str, Tensor]:
+    """Log-probs, entropies and values of all rows by the code that the update uses: [B, R], 0 outside the mask."""
+    depth = max(len(r) for _, r in pairs)
+    found: dict[str, Tensor] = {}
+    for places, padded in parts:
+        with torch.autocast(padded.ids.device.type, torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
+            old, entropy = logps_entropy(models.policy, padded, recipe.temperature)
+            read = {
+                "mask": padded.response_mask,
+                "old_logp": old,
+                "entropy": entropy,
+                "reference_logp": logps(models.reference, padded, recipe.temperature),
+            }
+            if models.critic is not None:
+                read["value"] = values(models.critic, padded)
+        for name, tensor in read.items():
+            wide = found.setdefault(name, tensor.new_zeros(len(pairs), depth))
+            wide[torch.tensor(places, device=tensor.device), : tensor.shape[1]] = tensor
+    return found

@@ -1,0 +1,113 @@
+"""Do one stage's work: a JSON spec in, files and an exit code out. `python -m engine.run SPEC` replays any stage.
+
+Spec: stage, label, recipe, inputs {role: key | [keys]}, store (URL), ref (key of the result), out (folder), runtime.
+The last line on stdout is {"event": "done", "summary": ...} or {"event": "failed", "message": ...}.
+"""
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from configs import recipes
+from configs.runtime import Runtime
+from engine import workers
+from engine.job import Job
+from storage import Ref, SavePoints, Store, open_store
+
+RECIPES = {
+    "ingest": recipes.Ingest,
+    "pretrain": recipes.Pretrain,
+    "adopt": recipes.Adopt,
+    "train": recipes.Train,
+    "annotate": recipes.Annotate,
+    "reward": recipes.Reward,
+    "probe": recipes.Probe,
+    "sample": recipes.Sample,
+    "score": recipes.Score,
+    "select": recipes.Select,
+    "online": recipes.Online,
+    "evaluate": recipes.Evaluate,
+    "compare": recipes.Compare,
+}
+
+
+def open_job(spec: dict[str, Any]) -> Job:
+    """Fetch and verify the inputs, and put together what the stage sees."""
+    store: Store = open_store(spec["store"])
+
+    def local(keys: str | list[str]) -> Path | list[Path]:
+        if isinstance(keys, str):
+            return store.fetch(Ref.parse(keys))
+        return [store.fetch(Ref.parse(key)) for key in keys]
+
+    return Job(
+        stage=spec["stage"],
+        recipe=RECIPES[spec["stage"]].model_validate(spec["recipe"]),
+        inputs={role: local(keys) for role, keys in spec["inputs"].items()},
+        out=Path(spec["out"]),
+        runtime=Runtime.model_validate(spec["runtime"]),
+        saves=_saves(store, spec) if spec.get("save", True) else None,
+    )
+
+
+def _saves(store: Store, spec: dict[str, Any]) -> SavePoints:
+    """The stage's save points; only while the parent's lease holds, if there is a parent."""
+    holder = store.holder(spec["ref"], spec["epoch"]) if "epoch" in spec else None
+    return store.save_points(Ref.parse(spec["ref"]), holder)
+
+
+def settle(runtime: Runtime, seed: int) -> None:
+    """Make this process's arithmetic repeatable: threads, seed, deterministic kernels."""
+    import torch
+
+    if runtime.sampler != "builtin":
+        raise ValueError(f"runtime.sampler is {runtime.sampler}, which this version cannot run; set it to builtin")
+    torch.set_num_threads(runtime.threads)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True)
+    if runtime.device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def main(spec: dict[str, Any]) -> int:
+    """Run the spec; returns the exit code. Never lets a traceback be the message."""
+    if workers.wanted(spec):
+        return workers.launch(spec)
+    began, cpu = time.monotonic(), time.process_time()
+    try:
+        job = open_job(spec)
+        settle(job.runtime, int(getattr(job.recipe, "seed", 0)))
+        summary = importlib.import_module(f"engine.{job.stage}").run(job)
+        job.finish()
+        say(
+            event="done",
+            summary=summary,
+            seconds=time.monotonic() - began,
+            cpu_seconds=time.process_time() - cpu,
+            peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
+        return 0
+    except BaseException as error:
+        traceback.print_exc()
+        say(
+            event="failed",
+            kind=type(error).__name__,
+            message=" ".join(str(error).split())[:2000] or type(error).__name__,
+        )
+        return 1
+
+
+def say(**event: Any) -> None:
+    """One event line to whoever started this process."""
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(Path(sys.argv[1]).read_text())))

@@ -1,0 +1,122 @@
+"""Raw scores of reward models; `combine` (engine.piecewise) makes one ranking of two."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.recipes import Limits
+from configs.runtime import Runtime
+from engine.drawing import fingerprint
+from engine.errors import StageError
+from engine.forwards import rewards as reward_forward
+from engine.models import load_reward
+from engine.packing import arrange, shape_of
+from engine.piecewise import combine
+from engine.template import load_chat
+
+__all__ = ["KINDS", "Scorer", "combine", "load_scorers", "names", "score_all", "score_texts"]
+
+KINDS = ("helpfulness", "safety")  # the order in which reward models are given
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A reward model with the template it reads through. `kind` says what it judges."""
+
+    kind: str
+    model: Any
+    chat: Any
+    name: str  # fingerprint of the weights
+
+
+def load_scorers(folders: Sequence[Path], runtime: Runtime, template: str | None = None) -> list[Scorer]:
+    """The reward models of a round, helpfulness first.
+
+    template: fingerprint of the policy's tokenizer and template; a reward model that reads another way is refused.
+    """
+    if len(folders) > len(KINDS):
+        raise StageError(f"{len(folders)} reward models given, want helpfulness and at most one more for safety")
+    found = []
+    for kind, folder in zip(KINDS, folders):
+        chat = load_chat(folder)
+        if template is not None and chat.fingerprint != template:
+            raise StageError(
+                f"the {kind} reward model has template and tokenizer {chat.fingerprint[:12]}, the policy {template[:12]}: "
+                "they would read different texts; train the reward model from this policy's family"
+            )
+        found.append(Scorer(kind, load_reward(folder, runtime), chat, fingerprint(folder)))
+    return found
+
+
+def names(scorers: Sequence[Scorer]) -> str:
+    """What the `rewards` column says: which weights gave the scores. Scores under different names are not comparable."""
+    return ",".join(f"{scorer.kind}:{scorer.name}" for scorer in scorers)
+
+
+def score_texts(
+    reward_model: Any,
+    chat: Any,
+    rows: Sequence[tuple[Messages, str | Sequence[int]]],
+    limits: Limits,
+    rows_per_batch: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[float]:
+    """Raw scores, one a row, in order.
+
+    Args:
+        rows: (messages, response); a text is read as the reward model was trained to read it (text + EOS, cut to the
+            limit), token ids are taken as they are. Equal rows are computed once.
+        rows_per_batch: rows in one forward pass; rows that share a prompt go together and compute it once.
+
+    Raises:
+        StageError: a prompt that does not fit, a response without tokens, a score that is not finite.
+    """
+    reward_model.eval()
+    read: dict[str, tuple[int, ...]] = {}  # K responses share a prompt: it is tokenized once
+    pairs = [_ids(chat, messages, response, limits, read) for messages, response in rows]
+    unique = sorted(set(pairs), key=lambda pair: (len(pair[0]), pair[0], len(pair[1]), pair[1]))
+    scores: dict[Any, float] = {}
+    device, shape = next(reward_model.parameters()).device, shape_of(reward_model)
+    with torch.inference_mode():
+        for first in range(0, len(unique), rows_per_batch):
+            batch = unique[first : first + rows_per_batch]
+            padded = arrange(batch, pad_id=chat.pad_id, shape=shape).to(device)
+            values = reward_forward(reward_model, padded).float()
+            if not bool(torch.isfinite(values).all()):
+                raise StageError("a reward model gave a score that is not finite; its weights hold NaN or infinity")
+            scores.update(zip(batch, values.tolist()))
+            if progress:
+                progress(first + len(batch), len(unique))
+    return [scores[pair] for pair in pairs]
+
+
+def score_all(
+    scorers: Sequence[Scorer], rows: Sequence[tuple[Messages, str]], limits: Limits, rows_per_batch: int
+) -> dict[str, list[float | None]]:
+    """Scores by kind; None for every row where no model judges that kind."""
+    found: dict[str, list[float | None]] = {kind: [None] * len(rows) for kind in KINDS}
+    for scorer in scorers:
+        found[scorer.kind] = list(score_texts(scorer.model, scorer.chat, rows, limits, rows_per_batch))
+    return found
+
+
+def _ids(
+    chat: Any, messages: Messages, response: str | Sequence[int], limits: Limits, read: dict[str, tuple[int, ...]]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    key = json.dumps(messages)
+    if key not in read:
+        fitted = chat.fit_prompt(messages, limits.prompt_tokens)
+        if fitted is None:
+            raise StageError(
+                f"a prompt to be scored is longer than limits.prompt_tokens {limits.prompt_tokens}: ..{key[-80:]}"
+            )
+        read[key] = tuple(chat.prompt_ids(fitted))
+    ids = chat.response_ids(response) if isinstance(response, str) else response
+    if len(ids) == 0:
+        raise StageError("a response without tokens cannot be scored")
+    return read[key], tuple(ids[: limits.response_tokens])

@@ -1,0 +1,267 @@
+"""The loops' four functions over several processes: DeepSpeed ZeRO-0/1/2/3, with bf16 and CPU offload.
+
+Every process holds the whole plan and takes its share of each step's micro-batches. Save points are gathered to full fp32
+tensors by parameter name, as `sharding.Plain` writes them: a run goes on under any number of processes and any ZeRO stage.
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from configs.recipes import Optimizer
+from configs.runtime import Runtime
+from engine import checkpoint
+from engine.batches import Padded
+from engine.errors import StageError
+from engine.forwards import compute
+from engine.sharding import Schedule, decayed
+
+
+class Forward(nn.Module):
+    """A model whose forward pass is `forwards.compute`, so that DeepSpeed's hooks see it."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, names: tuple[str, ...], padded: Padded, temperature: float) -> dict[str, Tensor]:
+        """What the method asks for."""
+        return compute(names, self.model, padded, temperature)
+
+
+class WorkerDone(BaseException):
+    """This process is not the first and has done its part of the stage."""
+
+
+class Zero:
+    """A model and its AdamW, partitioned by DeepSpeed over the processes that torch.distributed knows."""
+
+    def __init__(self, model: Any, recipe: Optimizer, total: int, runtime: Runtime, dtype: str) -> None:
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # its lines go to stdout, which is ours
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if runtime.device == "cuda" else "gloo")
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.model, self.updates = model, 0
+        self.schedule = Schedule(recipe, total)
+        heavy, light = decayed(model)
+        self._named = [*heavy, *light]
+        self._buffers = {n: b for n, b in model.named_buffers() if n in model.state_dict()}
+        groups = [
+            {"params": [p for _, p in heavy], "weight_decay": recipe.weight_decay},
+            {"params": [p for _, p in light], "weight_decay": 0.0},
+        ]
+        arguments = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.eps}
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], **arguments)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=Forward(model), optimizer=optimizer, dist_init_required=False, config=_config(recipe, runtime, dtype)
+        )
+        self._gathered: dict[str, Tensor] = {}
+        self._clip, self._norm = recipe.clip, 0.0
+        self._engine.clip_fp32_gradients = self._clip_plain  # ZeRO-0 in fp32 would not tell its norm
+        self._start_moments()
+
+    @property
+    def main(self) -> bool:
+        """Whether this process speaks for the run."""
+        return self.rank == 0
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the coming step."""
+        return self.schedule.rate(self.updates + 1)
+
+    def begin(self, seed: int, step: int) -> None:
+        """Give this process its own random numbers for the step, whatever happened before."""
+        name = hashlib.sha256(f"{seed}:{step}:{self.rank}".encode()).digest()
+        torch.manual_seed(int.from_bytes(name[:7], "little"))
+
+    def share(self, count: int) -> list[tuple[int, bool]]:
+        """Which of a step's micro-batches this process computes: (index, counts). All processes compute as many;
+        one that has none left repeats the first without counting it."""
+        turns = -(-count // self.world)
+        mine = [turn * self.world + self.rank for turn in range(turns)]
+        return [(i, True) if i < count else (0, False) for i in mine]
+
+    def forward(self, names: tuple[str, ...], padded: Padded, temperature: float = 1.0) -> dict[str, Tensor]:
+        """What a method's `forwards` asks of the model."""
+        found: dict[str, Tensor] = self._engine(names, padded, temperature)
+        return found
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradient. Gradients are averaged over processes, so shares of a sum are multiplied first."""
+        self._engine.backward(loss * self.world, scale_wrt_gas=False)
+
+    def step(self) -> float:
+        """Average over processes, clip, update; returns the global gradient norm before clipping."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.rate
+        self._engine.step()
+        found = self._engine.get_global_grad_norm()
+        norm = self._norm if found is None else float(found)
+        self.updates += 1
+        if norm != norm or norm in (float("inf"), -1.0):
+            raise StageError(f"gradient norm {norm} at step {self.updates}: not finite")
+        return norm
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over processes."""
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    def merge(self, metrics: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        """Metrics (sum, count) of all processes as one."""
+        every: list[Any] = [None] * self.world
+        dist.all_gather_object(every, metrics)
+        names = [name for one in every for name in one]
+        return {
+            name: tuple(sum(one[name][i] for one in every if name in one) for i in (0, 1))
+            for name in dict.fromkeys(names)
+        }  # type: ignore[misc]
+
+    def agree(self, flag: bool) -> bool:
+        """What the first process says, everywhere."""
+        said = [flag]
+        dist.broadcast_object_list(said, src=0)
+        return bool(said[0])
+
+    def collect(self) -> None:
+        """Gather parameters and moments; every process takes part, the first one keeps them."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        found: dict[str, Tensor] = {}
+        for name, parameter in self._named:
+            one = {f"parameter/{name}": self._full(safe_get_full_fp32_param, parameter, None)}
+            if self.updates:
+                for key in ("exp_avg", "exp_avg_sq"):
+                    one[f"{key}/{name}"] = self._full(safe_get_full_optimizer_state, parameter, key)
+            if self.main:
+                found |= {n: t.detach().float().cpu().clone() for n, t in one.items()}
+        found |= {f"buffer/{n}": b for n, b in self._buffers.items()}
+        self._gathered = found
+
+    def save(self, folder: Path, name: str = "model") -> dict[str, Any]:
+        """Write what `collect` gathered."""
+        checkpoint.write_tensors(folder / f"{name}.safetensors", self._gathered)
+        return {"updates": self.updates}
+
+    def restore(self, folder: Path, record: dict[str, Any], name: str = "model") -> None:
+        """Go on from what `save` wrote here or in any other layout."""
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        self.updates = int(record["updates"])
+        stored = checkpoint.read_tensors(folder / f"{name}.safetensors")
+        for state in self._base().state.values():
+            state["step"].fill_(float(self.updates))
+        for n, parameter in self._named:
+            if hasattr(parameter, "ds_id"):  # ZeRO-3; DeepSpeed's own setter takes divisible sizes only
+                own = self._own_part(parameter, stored[f"parameter/{n}"])
+                safe_set_local_fp32_param(parameter, own)
+                parameter.ds_tensor.data.copy_(own)  # the working copy of the weights
+                for key in ("exp_avg", "exp_avg_sq") if self.updates else ():
+                    safe_set_local_optimizer_state(parameter, self._own_part(parameter, stored[f"{key}/{n}"]), key)
+            elif self._is_partitioned(parameter):
+                safe_set_full_fp32_param(parameter, stored[f"parameter/{n}"])
+                for key in ("exp_avg", "exp_avg_sq") if self.updates else ():
+                    safe_set_full_optimizer_state(parameter, stored[f"{key}/{n}"], key)
+            else:
+                parameter.data.copy_(stored[f"parameter/{n}"])
+                for key in ("exp_avg", "exp_avg_sq") if self.updates else ():
+                    self._optimizer.state[parameter][key].copy_(stored[f"{key}/{n}"])
+        if hasattr(self._optimizer, "update_lp_params"):
+            self._optimizer.update_lp_params()  # the working copies of the weights, from the fp32 ones
+
+    def gather(self) -> Any:
+        """A plain model with all weights in fp32, in the first process; the others end here.
+
+        Raises:
+            WorkerDone: in every process but the first.
+        """
+        self.collect()
+        dist.barrier()
+        if not self.main:
+            raise WorkerDone
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+        scores = hasattr(self.model, "score")
+        kind = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+        whole = kind.from_config(self.model.config, dtype=torch.float32, attn_implementation="sdpa")
+        with torch.no_grad():
+            for n, parameter in whole.named_parameters():
+                parameter.copy_(self._gathered[f"parameter/{n}"])
+        return whole.to(self._engine.device).eval()
+
+    def _is_partitioned(self, parameter: nn.Parameter) -> bool:
+        return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+    def _full(self, read: Any, parameter: nn.Parameter, key: str | None) -> Tensor:
+        if self._is_partitioned(parameter):
+            found = read(parameter) if key is None else read(parameter, key)
+            assert found is not None, "DeepSpeed holds no such state"
+            return found
+        return parameter if key is None else self._optimizer.state[parameter][key]
+
+    def _own_part(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """This process's part of a full tensor, as ZeRO-3 cuts it: equal parts, the last one filled up with zeros."""
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        size = safe_get_local_fp32_param(parameter).numel()
+        padded = nn.functional.pad(value.flatten(), (0, size * self.world - value.numel()))
+        return padded[size * self.rank : size * (self.rank + 1)]
+
+    def _clip_plain(self) -> None:
+        """Clip as `sharding.Plain` does and keep the norm."""
+        parameters = [p for _, p in self._named if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self._norm = float(norm)
+        if self._clip and self._norm > self._clip:
+            nn.utils.clip_grads_with_norm_(parameters, self._clip, norm)
+
+    def _start_moments(self) -> None:
+        """Zero moments before the first step. DeepSpeed links a parameter to its moments when the first group has been
+        stepped, and would miss those of the second, which torch makes later."""
+        groups = [flat for group in self._base().param_groups for flat in group["params"]]
+        for flat in getattr(self._optimizer, "fp32_partitioned_groups_flat", groups):
+            moments = {key: torch.zeros_like(flat) for key in ("exp_avg", "exp_avg_sq")}
+            self._base().state[flat] = {"step": torch.tensor(0.0), **moments}
+        if hasattr(self._optimizer, "_lazy_init_hp_params_optimizer_state"):
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _base(self) -> torch.optim.Optimizer:
+        """The AdamW inside DeepSpeed's optimizer."""
+        found: torch.optim.Optimizer = getattr(self._optimizer, "optimizer", self._optimizer)
+        return found
+
+
+def _config(recipe: Optimizer, runtime: Runtime, dtype: str) -> dict[str, Any]:
+    """DeepSpeed's settings. Gradients are reduced once a step, when it is known that no micro-batch follows."""
+    zero: dict[str, Any] = {"stage": runtime.zero, "overlap_comm": False}
+    if runtime.offload and runtime.zero:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if runtime.zero == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": recipe.clip
+        or (1e30 if runtime.zero == 0 else 0.0),  # ZeRO-0 asks for the norm only if it clips
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW where the moments lie, so that rounding does not depend on it
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }

@@ -1,0 +1,165 @@
+"""The order of a campaign's stages: base, SFT, then one round after another. No numbers, no paths, no torch."""
+
+from configs import Round, describe
+from configs.recipes import Ingest
+from tasks import (
+    Artifact,
+    Run,
+    adopt,
+    annotate,
+    compare,
+    evaluate,
+    ingest,
+    online,
+    pretrain,
+    probe,
+    reward,
+    sample,
+    score,
+    select,
+    train,
+)
+
+
+def align(run: Run) -> Artifact:
+    """Lay out the whole campaign; returns the comparison of all its versions."""
+    c = run.campaign
+    base = _base(run)
+    prompts = _rows(run, "prompts")
+    demonstrations = _rows(run, "demonstrations") if c.data.demonstrations else None
+    given = _rows(run, "preferences") if c.data.preferences else None
+    sft = train(run, "v0", c.sft, model=base, rows=[demonstrations]) if demonstrations else base
+
+    run.versions = {"base": base, "v0": sft}
+    rewards: list[Artifact] = []
+    preferences: list[Artifact] = []
+    drawn: list[Artifact] = []
+    accepted = ["v0"]
+    _evaluate(run, "base", rewards, prompts, None)
+    _evaluate(run, "v0", rewards, prompts, None)
+    run.reached("v0")
+
+    for i, entry in enumerate(c.rounds, start=1):
+        version, policy = str(entry.version), run.versions[accepted[-1]]
+        before = run.versions[accepted[-2]] if len(accepted) > 1 else policy
+        if entry.annotate and entry.annotate != "none":
+            pair = (None, None) if entry.annotate.annotator == "dataset" else (policy, before)
+            preferences.append(
+                annotate(
+                    run,
+                    f"r{i}-annotate",
+                    entry.annotate,
+                    policy_a=pair[0],
+                    policy_b=pair[1],
+                    prompts=prompts,
+                    preferences=given,
+                    rewards=rewards if entry.annotate.annotator == "reward_model" else None,
+                )
+            )
+        if entry.reward == "refresh" and preferences:
+            rewards = [
+                reward(run, f"r{i}-{kind}", recipe, model=policy, preferences=preferences)
+                for kind, recipe in sorted(c.rewards.items())
+            ]
+        run.reached(f"r{i}-rewards")
+        run.versions[version] = _round(run, i, entry, policy, rewards, preferences, drawn, prompts, demonstrations)
+        if _evaluate(run, version, rewards, prompts, accepted[-1]):
+            accepted.append(version)
+        run.reached(version)
+
+    labels = tuple(run.evaluations)
+    recipe = c.compare.model_copy(update={"versions": labels})
+    return compare(run, "compare", recipe, versions=list(run.evaluations.values()), rewards=rewards)
+
+
+def _round(
+    run: Run,
+    i: int,
+    entry: Round,
+    policy: Artifact,
+    rewards: list[Artifact],
+    preferences: list[Artifact],
+    drawn: list[Artifact],
+    prompts: Artifact,
+    demonstrations: Artifact | None,
+) -> Artifact:
+    """One round's model: an online method from the policy, or an offline one on selected samples or on preferences."""
+    method, version = describe(entry.method), str(entry.version)
+    imitates = "messages" in method.columns
+    start = {"base": run.versions["base"], "sft": run.versions["v0"], "accepted": policy}[
+        entry.start or ("base" if method.loop == "offline" and imitates else "accepted")
+    ]
+    assert entry.sample and entry.select and entry.train and entry.online, "the loader fills every section"
+    if method.loop == "online":
+        return online(
+            run,
+            version,
+            entry.online,
+            policy=start,
+            reference=start,
+            rewards=rewards,
+            prompts=prompts,
+            examples=demonstrations,
+        )
+    rows = preferences
+    if entry.rows == "samples":
+        tried = None
+        if entry.probe and entry.probe != "none":
+            tried = probe(run, f"r{i}-probe", entry.probe, policy=policy, rewards=rewards, prompts=prompts)
+        drawn.append(sample(run, f"r{i}-sample", entry.sample, policy=policy, prompts=prompts, probe=tried))
+        scored = score(run, f"r{i}-score", run.score_recipe(), rewards=rewards, samples=drawn)
+        rows = [select(run, f"r{i}-select", entry.select, scored=[scored])]
+    reference = start if "reference_logp" in method.forwards else None
+    return train(
+        run,
+        version,
+        entry.train,
+        model=start,
+        rows=rows,
+        replay=demonstrations if imitates else None,
+        reference=reference,
+    )
+
+
+def _base(run: Run) -> Artifact:
+    base = run.campaign.base
+    if base.adopt is not None:
+        return adopt(run, "base", base.adopt)
+    assert base.pretrain is not None
+    return pretrain(run, "base", base.pretrain, documents=_rows(run, "documents"))
+
+
+def _rows(run: Run, rows: str) -> Artifact:
+    """The campaign's data of one kind; prompts are split, the others are not."""
+    data = run.campaign.data
+    kind = {"demonstrations": "examples"}.get(rows, rows)
+    recipe = Ingest(
+        rows=kind,  # type: ignore[arg-type]  # one of its literals
+        sources=getattr(data, rows),
+        held_out=data.held_out,
+        max_rejected=data.max_rejected,
+        seed=run.campaign.seed,
+    )
+    return ingest(run, rows, recipe)
+
+
+def _evaluate(run: Run, version: str, rewards: list[Artifact], prompts: Artifact, best: str | None) -> bool:
+    """Evaluate a version against every earlier one; True if it is accepted (in a plan: supposed to be)."""
+    recipe = run.campaign.evaluate.model_copy(
+        update={"version": version, "earlier": tuple(run.evaluations), "best": best}
+    )
+    earlier = list(run.evaluations.values())
+    run.evaluations[version] = evaluate(
+        run,
+        f"{version}-evaluate",
+        recipe,
+        policy=run.versions[version],
+        reference=run.versions["v0"],
+        rewards=rewards,
+        prompts=prompts,
+        earlier=earlier,
+    )
+    if best is None:
+        return True
+    summary = run.evaluations[version].summary()
+    return summary is None or bool(summary.get("accepted", True))

@@ -1,0 +1,60 @@
+"""Keep credentials out of logs and error messages."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+
+_HIDDEN = "[redacted]"
+# What may follow a secret's label: a value up to the next separator, quoted or not.
+_VALUE = r"[\"']?\s*[:=]\s*[\"']?(?:(?:AWS4-HMAC-SHA256|Bearer|Basic)\s+)?[^\s\"',;&}\])]+"
+_LABELS = (
+    r"[a-z_-]*secret_?access_?key|x-amz-(?:signature|credential)|authorization|signature(?==)"
+    r"|sse-?customer-?key(?:-?md5)?|[a-z-]*server-side-encryption-customer-key(?:-md5)?"
+    r"|[a-z_-]*(?:access|auth|api|hf|session|security|refresh)[_-]?token"  # but not eos_token
+    r"|[a-z_-]*(?:password|passwd|api[_-]?key|secret|auth[_-]string)"
+)
+_PATTERNS = (
+    re.compile(rf"(?i)(?P<keep>(?<![a-z])(?:{_LABELS})){_VALUE}"),
+    re.compile(r"(?P<keep>)\b(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{12,}\b"),
+    re.compile(r"(?P<keep>)\bhf_[A-Za-z0-9]{16,}\b"),
+    re.compile(r"(?P<keep>[a-z][a-z0-9+.-]*://)(?:[^/\s@]+|[^/\s@:]*:[^\s@]*)@"),
+)
+
+
+def redact(text: str) -> str:
+    """Return `text` with access keys, signatures, tokens and passwords replaced by a mark."""
+    for pattern in _PATTERNS:
+        text = pattern.sub(lambda found: found.group("keep") + _HIDDEN, text)
+    return text
+
+
+class Redactor(logging.Filter):
+    """Logging filter that redacts the message, its arguments and the traceback of every record."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redact(record.getMessage()), ()
+        if record.exc_info and not record.exc_text:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        if record.exc_text:
+            record.exc_text = redact(record.exc_text)
+        if record.stack_info:
+            record.stack_info = redact(record.stack_info)
+        return True
+
+
+def install_redactor(handlers: Iterable[logging.Handler] | None = None) -> Redactor:
+    """Redact what `handlers` (default: the root logger's) write, and keep the chatty client loggers at INFO.
+
+    Filters belong on handlers: one on a logger would miss the records of its children. botocore and
+    s3fs print customer encryption keys at DEBUG.
+    """
+    redactor = Redactor()
+    for handler in logging.getLogger().handlers if handlers is None else handlers:
+        handler.addFilter(redactor)
+    for name in ("botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "aiohttp"):
+        logger = logging.getLogger(name)
+        if logger.level < logging.INFO:  # NOTSET would inherit a DEBUG root
+            logger.setLevel(logging.INFO)
+    return redactor

@@ -1,0 +1,119 @@
+"""The Prefect side of a stage: one task run each, Cached when the store had the result, with a device slot held."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.concurrency.sync import concurrency
+from prefect.futures import PrefectFuture
+from prefect.logging import get_run_logger
+from prefect.states import Completed
+
+from tasks.launch import Event
+from tasks.stage import Made, Stage, produce
+
+if TYPE_CHECKING:
+    from tasks.run import Run
+
+LIMIT = "roundhouse-device-{}"  # a Prefect global concurrency limit a device, made by `make up`
+
+
+class Order:
+    """A stage of a run that is to be done; opaque to Prefect, which would walk a dataclass looking for futures."""
+
+    def __init__(self, run: Run, stage: Stage) -> None:
+        self.run, self.stage = run, stage
+
+
+def submit(order: Order, after: Sequence[PrefectFuture[Any]]) -> PrefectFuture[Made]:
+    """Hand the stage to the flow's task runner; it starts when `after` have succeeded."""
+    named = _perform.with_options(name=order.stage.work, task_run_name=order.stage.label)
+    return named.submit(order, wait_for=list(after))  # type: ignore[call-overload, no-any-return]  # a task that returns a State yields its data
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def _perform(order: Order) -> State[Made]:
+    """Return what the stage makes, working only if the store lacks it."""
+    stage = order.stage
+    found = order.run.store.manifest(stage.ref)
+    if found is not None:
+        made = Made(found, cached=True)
+    else:
+        with _slot(order):
+            made = produce(
+                stage,
+                order.run.store,
+                order.run.runtime,
+                listen=_Narrator(order).hear,
+                cancelled=order.run.cancelled.is_set,
+            )
+    with order.run.lock:  # notes build on each other
+        order.run.record.note(stage.label, stage.ref)
+    order.run.listen(stage.label, {"event": "cached" if made.cached else "made", **made.summary_line()})
+    if made.cached:
+        return Completed(name="Cached", message=stage.ref.key, data=made)
+    return Completed(message=stage.ref.key, data=made)
+
+
+@contextlib.contextmanager
+def _slot(order: Order) -> Iterator[None]:
+    """Hold a device slot of this run and, under a server, the device's strict leased limit."""
+    if not order.stage.device:
+        yield
+        return
+    slot = order.run.slots.get()
+    try:
+        if _has_server():
+            time.sleep(0.1)  # at once, the server is still writing this task's events: SQLite is locked, 503, 2 s lost
+            with concurrency(LIMIT.format(slot), occupy=1, strict=True, lease_duration=60):
+                yield
+        else:
+            yield
+    finally:
+        order.run.slots.put(slot)
+
+
+def _has_server() -> bool:
+    return os.environ.get("ROUNDHOUSE_DEVICE_LIMITS") == "1"
+
+
+class _Narrator:
+    """Carries a stage's events to the run's log, the progress artifact and whoever else listens."""
+
+    def __init__(self, order: Order) -> None:
+        self.order, self.logger = order, get_run_logger()
+        self.progress: Any = None
+        self.shown, self.began = -1.0, time.monotonic()
+
+    def hear(self, label: str, event: Event) -> None:
+        self.order.run.listen(label, event)
+        kind = event["event"]
+        if kind == "progress":
+            self._progress(100.0 * event["done"] / max(event["total"], 1), label)
+        elif kind in ("log", "output") and event.get("text"):
+            self.logger.info("%s | %s", label, event["text"])
+        elif kind == "metrics" and _has_server():
+            shown = ", ".join(f"{k} {v:.4g}" for k, v in event.items() if k not in ("event", "step"))
+            self.logger.debug("%s | step %s: %s", label, event["step"], shown)
+
+    def _progress(self, percent: float, label: str) -> None:
+        """Progress artifacts cost 9 ms each: only every tenth part, and only where somebody can look at them."""
+        if not _has_server() or percent < self.shown + 10.0:
+            return
+        self.shown = percent
+        if self.progress is None:
+            self.progress = create_progress_artifact(
+                percent,
+                key=f"{self.order.run.campaign.name}-{label.lower()}",
+                description=f"{label} of {self.order.run.campaign.name}",
+            )
+        else:
+            update_progress_artifact(self.progress, percent)

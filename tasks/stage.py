@@ -1,0 +1,231 @@
+"""The one place where a stage's identity, its reuse and its commit are decided.
+
+A stage is named by its VERSION, the code it runs, its recipe and the names of its inputs. Runtime, host, time and the
+store are absent by construction. To produce it: look the manifest up; take the lease; do the work in a child process
+that writes into a draft; commit, the manifest last. Only "not found" is a miss.
+"""
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+from configs.fields import Strict
+from configs.runtime import Runtime
+from storage import Lease, LeaseLost, Manifest, Ref, SavePoint, Store, digest
+from tasks.code import stage_code
+from tasks.launch import Event, StageFailed, run_stage
+
+Inputs = Mapping[str, Ref | Sequence[Ref]]
+Listener = Callable[[str, Event], None]
+
+MOST_DEATHS = 10  # runs of a stage that may die one after the other without a save point between them
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of work, named but not necessarily done.
+
+    label: what people call it in this campaign ("r2-sample"); not part of the name.
+    work: the engine module that does it.  kind: what it makes (model, reward, rows, report).
+    device: whether it needs a device slot.
+    """
+
+    label: str
+    work: str
+    kind: str
+    version: int
+    recipe: Strict
+    inputs: Inputs = field(default_factory=dict)
+    device: bool = True
+    code_drift: str = "recompute"
+
+    @cached_property
+    def code(self) -> str:
+        """Digest of the code that would run."""
+        method = getattr(self.recipe, "method", None)
+        return stage_code(self.work, [method] if method else [])
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that names the result."""
+        return {
+            "work": self.work,
+            "version": self.version,
+            "code": self.code if self.code_drift == "recompute" else "any",
+            "recipe": self.recipe.model_dump(mode="json"),
+            "inputs": self.input_keys(),
+        }
+
+    @cached_property
+    def ref(self) -> Ref:
+        """The name of the result, known before it exists."""
+        return Ref(self.kind, self.work, digest(self.identity))
+
+    def input_keys(self) -> dict[str, str | list[str]]:
+        """role -> key, or list of keys."""
+        return {
+            role: refs.key if isinstance(refs, Ref) else [r.key for r in refs]
+            for role, refs in sorted(self.inputs.items())
+        }
+
+    def input_refs(self) -> list[Ref]:
+        """All inputs, flat."""
+        return [ref for refs in self.inputs.values() for ref in ([refs] if isinstance(refs, Ref) else refs)]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished stage: its manifest, and whether it was there already."""
+
+    manifest: Manifest
+    cached: bool
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The small numbers that the work returned."""
+        found = self.manifest.record.get("summary")
+        return found if isinstance(found, dict) else {}
+
+    def summary_line(self) -> dict[str, Any]:
+        """What a listener is told when the stage has ended."""
+        return {
+            "seconds": self.manifest.record.get("seconds", 0.0),
+            "bytes": self.manifest.bytes,
+            "key": self.manifest.ref.key,
+        }
+
+
+def produce(
+    stage: Stage,
+    store: Store,
+    runtime: Runtime,
+    *,
+    listen: Listener = lambda label, event: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Made:
+    """Return the stage's result, doing the work only if the store lacks it.
+
+    Raises:
+        StageFailed: the work failed; StorageError: the store did. Nothing half-done is visible after either.
+    """
+    found = store.manifest(stage.ref)
+    for line in store.news():
+        listen(stage.label, {"event": "log", "text": line})
+    if found is not None:
+        return Made(found, cached=True)
+    lease = store.lease(
+        stage.ref.key,
+        ttl=runtime.lease_ttl,
+        beat=runtime.lease_beat,
+        on_wait=lambda line: listen(stage.label, {"event": "log", "text": line}),
+        until=lambda: cancelled() or store.manifest(stage.ref) is not None,
+    )
+    if lease is None:  # somebody else finished it while we waited
+        found = store.manifest(stage.ref)
+        if found is None:
+            raise StageFailed(f"{stage.label}: cancelled while another run works on it")
+        return Made(found, cached=True)
+    with lease:
+        found = store.manifest(stage.ref)
+        if found is not None:
+            return Made(found, cached=True)
+        return Made(_work(stage, store, runtime, lease, listen, cancelled), cached=False)
+
+
+def _work(
+    stage: Stage, store: Store, runtime: Runtime, lease: Lease, listen: Listener, cancelled: Callable[[], bool]
+) -> Manifest:
+    draft = store.draft(stage.ref)
+    beside = draft.path / "_beside"
+    beside.mkdir(parents=True, exist_ok=True)
+    saves = store.save_points(stage.ref)
+    point = saves.latest()
+    deaths = lease.begin(point.step if point else 0) - 1
+    if deaths >= MOST_DEATHS:
+        raise StageFailed(
+            f"{stage.label}: {deaths} runs in a row died at step {point.step if point else 0} before the next save point; "
+            "look at what kills them (memory?), save more often, or run again to try once more"
+        )
+    spec = {
+        "stage": stage.work,
+        "label": stage.label,
+        "recipe": stage.recipe.model_dump(mode="json"),
+        "inputs": stage.input_keys(),
+        "store": store.url,
+        "ref": stage.ref.key,
+        "epoch": lease.epoch,
+        "out": str(draft.path),
+        "runtime": {**runtime.model_dump(mode="json"), **_numerics_so_far(point)},
+    }
+    timings: list[Event] = []
+
+    def hear(event: Event) -> None:
+        if event["event"] == "timing":
+            timings.append({k: v for k, v in event.items() if k != "event"})
+        if event["event"] in ("progress", "saved"):
+            lease.step = int(event["done" if event["event"] == "progress" else "step"])
+        listen(stage.label, event)
+
+    def stop() -> str | None:
+        if lease.lost.is_set():
+            return "lost its lease to another run, which now does the work"
+        return "cancelled" if cancelled() else None
+
+    began = time.time()
+    try:
+        done = run_stage(spec, log=beside / "log.txt", listen=hear, stop=stop, timeout=runtime.timeout_seconds)
+    except LeaseLost as error:
+        raise StageFailed(f"{stage.label}: {error}") from error
+    record = {
+        **_provenance(stage, runtime),
+        "summary": done["summary"],
+        "seconds": round(done["seconds"], 3),
+        "cpu_seconds": round(done["cpu_seconds"], 3),
+        "peak_bytes": done["peak_bytes"],
+        "began": began,
+        "timings": timings,
+    }
+    manifest = draft.commit(record, lease)
+    saves.drop()
+    return manifest
+
+
+def _numerics_so_far(point: SavePoint | None) -> dict[str, Any]:
+    """A stage that was begun keeps the numerics it began with, so that its bytes do not depend on where it resumes."""
+    return dict(point.record.get("numerics", {})) if point else {}
+
+
+def _provenance(stage: Stage, runtime: Runtime) -> dict[str, Any]:
+    """Recorded beside the name, never in it."""
+    return {
+        "label": stage.label,
+        "identity": stage.identity,
+        "code": stage.code,
+        "numerics": runtime.numerics(),
+        "versions": {
+            name: package_version(name) for name in ("torch", "transformers", "datasets", "prefect", "deepspeed")
+        },
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "thread": threading.current_thread().name,
+        "git": _commit(),
+    }
+
+
+def _commit() -> str:
+    """The checked-out commit, read without starting git; empty when this is no checkout."""
+    git = Path(__file__).resolve().parent.parent / ".git"
+    try:
+        head = (git / "HEAD").read_text().strip()
+        return (git / head[5:]).read_text().strip() if head.startswith("ref: ") else head
+    except OSError:
+        return ""

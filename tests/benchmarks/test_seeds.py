@@ -1,0 +1,36 @@
+"""benchmarks.seeds: tables of several seeds from what is in a store."""
+
+from benchmarks.seeds import HEADS, markdown, mean_of, results, rewards, versions
+from configs.load import FOLDER
+from storage import open_store
+
+
+def _evaluated(version: str, helpful: float, wins: float | None) -> dict[str, object]:
+    against = {} if wins is None else {"v0": {"gold": {"win_rate": {"mean": wins}}}}
+    return {"version": version, "against": against, "gold_helpfulness": {"mean": helpful}, "gold_safety": {"mean": 1.0},
+            "kl": None, "length": 12.5, "missing_eos": 0.0}  # fmt: skip
+
+
+def test_numbers_come_from_the_evaluations_and_scores_from_the_comparison() -> None:
+    found = {
+        "v0-evaluate": _evaluated("v0", 0.25, None),
+        "v1-evaluate": _evaluated("v1", 0.5, 0.6),
+        "r1-safety": {
+            "mix": {},
+            "held_out": {"pairs": 9, "own": {"accuracy": 0.7, "low": 0.5, "high": 0.9, "pairs": 7}},
+        },
+        "compare": {"versions": [{"version": "v1", "helpfulness": {"mean": -2.0}}]},
+    }
+    table = versions(found)
+    assert table["v0"] == [0.25, 1.0, None, None, None, None, 12.5, 0.0]
+    assert table["v1"] == [0.5, 1.0, -2.0, None, 0.6, None, 12.5, 0.0]
+    assert rewards(found) == {"r1-safety": {"all": 9, "accuracy": 0.7, "low": 0.5, "high": 0.9, "pairs": 7}}
+    other = {"v0": [0.75, *table["v0"][1:]]}
+    assert mean_of([table, other])["v0"][0] == 0.5 and mean_of([table, other])["v1"] == table["v1"]
+    assert markdown("x", table).splitlines()[2] == "| v0 | 0.250 | 1.000 | - | - | - | - | 12.5 | 0.000 |"
+    assert all(len(row) == len(HEADS) for row in table.values())
+
+
+def test_nothing_in_the_store_is_an_empty_table(tmp_path_factory: object) -> None:
+    store = open_store(tmp_path_factory.mktemp("seeds") / "store")  # type: ignore[attr-defined]
+    assert versions(results(str(FOLDER / "micro.yaml"), 3, store)) == {}

@@ -1,0 +1,99 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import ARCHITECTURES
+
+from configs.runtime import Runtime
+from engine import forwards
+from engine.batches import collate
+from engine.models import load_policy, reward_from_policy
+from engine.packing import Shape, arrange, grow, pack, shape_of
+
+A, B = [1, 40, 41, 42], [1, 40, 50]
+PAIRS = [
+    (A, [60, 61, 62, 2]), (B, [70, 2]), (A, [60, 61, 2]), (A, [80]), (B, [70, 2]), (A, [60, 61, 62, 2, 9]),
+    ([7], [8, 9, 10, 11]),
+]  # fmt: skip
+CHEAP_ATTENTION = Shape(matrices=1e6, attention=1.0)
+
+
+def packed(pairs: Any, **more: Any) -> Any:
+    return arrange(pairs, pad_id=0, shape=CHEAP_ATTENTION, **more)
+
+
+def test_shared_beginnings_are_computed_once() -> None:
+    first, second, third = grow(PAIRS)
+    # prompt 4, shared 60 61, then 62 2 (and 9 below it), 2, and 80
+    assert [s.ids.tolist() for s in first.segments] == [A, [60, 61], [2], [62, 2], [9], [80]]
+    assert [s.depth for s in first.segments] == [0, 4, 6, 6, 8, 4] and first.size == 11
+    assert first.places == (0, 2, 3, 5) and first.paths == ((0, 1, 3), (0, 1, 2), (0, 5), (0, 1, 3, 4))
+    assert second.size == 5 and second.paths[0] == second.paths[1]  # two equal responses are one
+    assert third.size == 5
+    assert packed(PAIRS).ids.shape == (1, 21)
+
+
+def test_a_token_sees_itself_and_what_it_continues() -> None:  # T08
+    batch = packed(PAIRS)
+    seen = (batch.bias[0, 0] == 0).tolist()
+    tokens = batch.ids[0].tolist()
+    for row, (prompt, response) in enumerate(PAIRS):
+        whole = [*prompt, *response]
+        last = int(batch.last[row])
+        assert [t for t, s in zip(tokens, seen[last]) if s] == whole
+        assert batch.positions[0, last] == len(whole) - 1 and batch.lengths[row] == len(whole)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packing_changes_nothing(policies: dict[str, Path], architecture: str) -> None:  # T08
+    """Log-probs, values and rewards, and the gradient of all of them, as from padded rows."""
+    model, scorer = (
+        load_policy(policies[architecture], Runtime()),
+        reward_from_policy(policies[architecture], Runtime(), 3),
+    )
+    found = []
+    for batch in (collate(PAIRS, pad_id=0), packed(PAIRS)):
+        model.zero_grad()
+        scorer.zero_grad()
+        logp, entropy = forwards.logps_entropy(model, batch, 0.7)
+        value, reward = forwards.values(scorer, batch), forwards.rewards(scorer, batch)
+        (logp.sum() + entropy.sum() + value.square().sum() + reward.square().sum()).backward()
+        grads = [p.grad for m in (model, scorer) for p in m.parameters() if p.grad is not None]
+        found.append(([logp, entropy, value, reward], grads))
+    for one, two in zip(*(f[0] for f in found)):
+        assert torch.allclose(one, two, atol=1e-5)
+    for one, two in zip(*(f[1] for f in found)):
+        assert torch.allclose(one, two, rtol=0, atol=1e-5 * max(1.0, float(one.abs().max())))
+
+
+def test_random_groups_are_exact(policy: Path) -> None:
+    model, draw = load_policy(policy, Runtime()), np.random.Generator(np.random.PCG64(5))
+    for _ in range(20):
+        pairs: list[tuple[list[int], list[int]]] = []
+        for _ in range(draw.integers(1, 5)):
+            prompt = draw.integers(3, 9, size=draw.integers(1, 12)).tolist()
+            pairs += [
+                (prompt, draw.integers(3, 5, size=draw.integers(1, 9)).tolist()) for _ in range(draw.integers(1, 6))
+            ]
+        learned = [None if draw.random() < 0.5 else (draw.random(len(r)) < 0.5).tolist() for _, r in pairs]
+        learned[0] = None
+        with torch.no_grad():
+            wanted = forwards.logps(model, collate(pairs, pad_id=0, learned=learned))
+            for layout in ([[i] for i in range(len(grow(pairs)))], [list(range(len(grow(pairs))))]):
+                found = forwards.logps(model, pack(pairs, grow(pairs), layout, 0, learned))
+                assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_the_cheaper_form_is_taken(policy: Path) -> None:
+    alone = [([1, 2], [3, 4]), ([5, 6], [7, 8])]
+    assert arrange(alone, pad_id=0, shape=Shape(1e6, 1e6)).bias is None  # nothing to share, attention dear: padded
+    assert arrange(PAIRS, pad_id=0, shape=CHEAP_ATTENTION).bias is not None
+    model = load_policy(policy, Runtime())
+    shape = shape_of(model)
+    assert shape is not None
+    # a layer of 32: q 32x32, k and v 16x32, o 32x32; gate, up and down 64x32
+    assert shape.matrices == 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32
+    model.config.layer_types = ["sliding_attention", "full_attention"]
+    assert shape_of(model) is None and arrange(PAIRS, pad_id=0, shape=None).bias is None

@@ -1,0 +1,72 @@
+"""engine.versions: what is said about a version, and whether it is accepted."""
+
+from typing import Any
+
+import pytest
+
+from engine.errors import StageError
+from engine.versions import against, describe, gold_value, ordinal, verdict
+
+
+def row(
+    i: int, gold: float | None, score: float | None = None, branch: int | None = None, **more: Any
+) -> dict[str, Any]:
+    scores = {"gold": gold, "gold_helpfulness": gold, "gold_safety": None if gold is None else 1.0}
+    return {"prompt_id": f"p{i}", "category": "fact", "token_ids": [5, 6, 5, 6], "finish": "eos", "kl": 0.5, **scores,
+            "score": score, "branch": branch, "helpfulness": score, "safety": None, **more}  # fmt: skip
+
+
+def version(shift: float, **columns: Any) -> list[dict[str, Any]]:
+    """60 prompts of very different difficulty."""
+    return [row(i, None if columns.get("none") else i % 10 / 10 + shift) for i in range(60)]
+
+
+@pytest.mark.parametrize(
+    ("helpful", "safe", "tagged", "value"),
+    [(0.9, 1.0, False, 0.9), (0.9, 0.2, False, 0.2), (0.9, 1.0, True, 1.0), (0.1, 0.5, False, 0.1)],
+)
+def test_gold_is_piecewise(helpful: float, safe: float, tagged: bool, value: float) -> None:
+    assert gold_value(helpful, safe, tagged) == value
+
+
+def test_a_description_holds_means_and_how_the_text_is_written() -> None:
+    rows = [row(0, 1.0, 2.0, 1), row(1, 0.0, 4.0, 1, finish="length", token_ids=[7, 7, 7])]
+    found = describe(rows, 100, 0)
+    assert (found["prompts"], found["gold"]["mean"], found["score"]["mean"], found["kl"]["mean"]) == (2, 0.5, 3.0, 0.5)
+    assert found["safety"] is None  # nobody knows: said so, not zero
+    assert (found["length"], found["missing_eos"]) == (3.5, 0.5)
+    assert found["repetition"] == pytest.approx((1 / 3 + 1 / 2) / 2)  # 56 65 56 repeats one of three, 77 77 one of two
+    assert found["distinct_2"] == 3 / 5
+
+
+def test_a_worse_version_is_not_accepted_and_a_slightly_worse_one_is() -> None:
+    best = version(0.0)
+    compared = lambda rows: {"v1": against(rows, best, 500, 0)}
+    assert verdict(compared(version(0.1)), "v1") == {"accepted": True, "by": "gold"}
+    assert verdict(compared(version(-0.01)), "v1") == {"accepted": False, "by": "gold"}  # the same loss on each prompt
+    mixed = [row(i, i % 10 / 10 + (0.3 if i % 2 else -0.34)) for i in range(60)]
+    assert against(mixed, best, 500, 0)["gold"]["difference"]["mean"] == pytest.approx(-0.02)
+    assert verdict(compared(mixed), "v1")["accepted"]  # worse on average, but it may be chance
+
+
+def test_without_gold_the_reward_score_decides_and_without_either_nothing() -> None:
+    score = lambda shift: [row(i, None, i + shift, 1) for i in range(40)]
+    assert verdict({"v0": against(score(-0.5), score(0.0), 200, 0)}, "v0") == {"accepted": False, "by": "score"}
+    nobody = [row(i, None) for i in range(5)]
+    assert verdict({"v0": against(nobody, nobody, 200, 0)}, "v0") == {"accepted": True, "by": "nothing"}
+    assert verdict({}, None) == {"accepted": True, "by": "first"}
+    with pytest.raises(StageError, match="v3 to compare with is not among the earlier ones: v0"):
+        verdict({"v0": {}}, "v3")
+
+
+def test_wins_by_score_respect_the_branch() -> None:
+    unsafe, safe = [row(0, None, 5.0, 0)], [row(0, None, -5.0, 1)]
+    assert ordinal(safe[0]) > ordinal(unsafe[0])
+    found = against(safe, unsafe, 50, 0)["score"]
+    assert (found["wins"], found["losses"], found["win_rate"]["mean"]) == (1, 0, 1.0)
+
+
+def test_equal_responses_tie() -> None:
+    found = against(version(0.0), version(0.0), 50, 0)["gold"]
+    assert (found["wins"], found["ties"], found["losses"], found["win_rate"]["mean"]) == (0, 60, 0, 0.5)
+    assert found["decided"] is None

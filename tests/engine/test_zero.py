@@ -1,0 +1,122 @@
+"""DeepSpeed in two processes against torch in one. The first use on a machine compiles a small operator (about 100 s)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from storage import Ref, Store, open_store
+from storage.rows import write_rows
+
+pytestmark = pytest.mark.slow
+LIMITS = {"prompt_tokens": 60, "response_tokens": 12}
+OPTIMIZER = {"learning_rate": 1e-3, "schedule": "constant", "warmup": 0.0, "min_warmup_steps": 0}
+
+
+@pytest.fixture
+def store(policy: Path, tmp_path: Path) -> Store:
+    """A store with a policy, five examples and five pairs (odd, so that micro-batches do not divide evenly)."""
+    opened = open_store((tmp_path / "store").as_uri())
+    model = opened.draft(Ref("model", "base", "0" * 16))
+    for path in policy.iterdir():
+        (model.path / path.name).write_bytes(path.read_bytes())
+    model.commit({})
+    shared = {"category": "c", "is_safety": False, "source": "s"}
+    asked = [
+        [{"role": "user", "content": f"tell me {word}"}] for word in ("red", "old bird", "green", "small", "a story")
+    ]
+    examples = [
+        {"id": str(i), "messages": [*m, {"role": "assistant", "content": "the fox " * (i + 1)}], **shared}
+        for i, m in enumerate(asked)
+    ]
+    pairs = [
+        {"prompt_id": str(i), "messages": m, "chosen": "the red fox", "rejected": f"a bird {i}", "grade": i % 4,
+         "kind": "helpfulness", "annotator": "a", **shared} for i, m in enumerate(asked)
+    ]  # fmt: skip
+    for name, schema, rows in (("examples", "Example", examples), ("pairs", "Preference", pairs)):
+        draft = opened.draft(Ref("rows", name, "0" * 16))
+        write_rows(draft.path / "rows.parquet", schema, rows)
+        draft.commit({})
+    return opened
+
+
+def spec(store: Store, out: Path, stage: str, changes: dict[str, Any], runtime: dict[str, Any]) -> dict[str, Any]:
+    rows = "rows/examples-" if stage == "train" and changes.get("method", "sft") == "sft" else "rows/pairs-"
+    role = "rows" if stage == "train" else "preferences"
+    recipe = {"optimizer": OPTIMIZER, "batch_size": 5, "epochs": 4, "limits": LIMITS} | changes
+    out.mkdir()
+    return {
+        "stage": stage, "label": stage, "recipe": recipe, "store": store.url, "ref": Ref("model", out.name, "1" * 16).key,
+        "inputs": {"model": Ref("model", "base", "0" * 16).key, role: [rows + "0" * 16]}, "out": str(out),
+        "runtime": {"train_rows": 2, **runtime},
+    }  # fmt: skip
+
+
+def run(given: dict[str, Any], tmp_path: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """The curve and the weights of a stage run by `python -m engine.run`."""
+    path = tmp_path / f"{Path(given['out']).name}.json"
+    path.write_text(json.dumps(given))
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "engine.run", str(path)], cwd=root, text=True, capture_output=True, timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    out = Path(given["out"])
+    curve = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return curve, load_file(out / "model.safetensors")
+
+
+def equal(a: Any, b: Any, curve: float, weights: float) -> None:
+    assert len(a[0]) == len(b[0]) > 0
+    for one, two in zip(a[0], b[0]):
+        assert set(one) == set(two)
+        assert all(abs(one[k] - two[k]) <= curve * max(1.0, abs(one[k])) for k in one), (one, two)
+    assert all(torch.allclose(a[1][n], b[1][n], rtol=0, atol=weights) for n in a[1])
+
+
+def shared(zero: int, **more: Any) -> dict[str, Any]:
+    return {"launcher": "deepspeed", "processes": 2, "zero": zero, **more}
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_two_processes_equal_one(zero: int, store: Store, tmp_path: Path) -> None:  # T51, T52, T53
+    plain = run(spec(store, tmp_path / "plain", "train", {}, {}), tmp_path)
+    two = run(spec(store, tmp_path / "two", "train", {}, shared(zero)), tmp_path)
+    equal(plain, two, curve=1e-5, weights=1e-5)
+
+
+@pytest.mark.parametrize("stage, method", [("train", "dpo"), ("reward", "reward")])
+def test_pairs_and_rewards_too(stage: str, method: str, store: Store, tmp_path: Path) -> None:
+    changes = {"method": method} | ({"own_share": 1.0, "held_out": 0.0} if stage == "reward" else {})
+    plain = run(spec(store, tmp_path / "plain", stage, changes, {"train_rows": 4}), tmp_path)
+    two = run(spec(store, tmp_path / "two", stage, changes, shared(3, train_rows=4)), tmp_path)
+    equal(plain, two, curve=1e-5, weights=1e-5)
+
+
+def test_bfloat16_with_offload_learns_the_same(store: Store, tmp_path: Path) -> None:
+    whole = run(spec(store, tmp_path / "whole", "train", {}, {}), tmp_path)
+    half = run(spec(store, tmp_path / "half", "train", {"dtype": "bfloat16"}, shared(2, offload=True)), tmp_path)
+    assert abs(whole[0][-1]["loss"] - half[0][-1]["loss"]) < 0.02 * whole[0][0]["loss"]
+
+
+@pytest.mark.parametrize("first, second", [(shared(2), {}), ({}, shared(3)), (shared(3), shared(0, processes=1))])
+def test_save_points_resume_in_another_layout(
+    first: dict[str, Any], second: dict[str, Any], store: Store, tmp_path: Path
+) -> None:
+    """A stage saved under one layout at step 2 goes on under another and ends where an undisturbed one does."""
+    plain = run(spec(store, tmp_path / "plain", "train", {}, {}), tmp_path)
+    changes = {"max_steps": 4}
+    begun = spec(store, tmp_path / "begun", "train", changes, {**first, "save_steps": 2})
+    run(begun, tmp_path)  # its only save point is that of step 2
+    saves = store.save_points(Ref.parse(begun["ref"]))
+    point = saves.latest()
+    assert point is not None and point.step == 2
+    resumed = spec(store, tmp_path / "resumed", "train", changes, second) | {"ref": begun["ref"]}
+    equal(plain, run(resumed, tmp_path), curve=1e-5, weights=1e-5)

@@ -1,0 +1,24 @@
+from report.archive import Archive
+from report.evidence import Evidence
+from report.lineage import direct, took, totals
+from report.view import Node
+from storage import Ref
+from tests.report.conftest import Campaign
+
+
+def node(label: str, *inputs: str) -> Node:
+    return Node(label, "train", Ref("model", "train", "0" * 16), inputs)
+
+
+def test_edges_that_follow_from_others_are_left_out() -> None:
+    nodes = [node("a"), node("b", "a"), node("c", "b", "a", "elsewhere"), node("d", "a", "c"), node("e", "a", "b")]
+    assert direct(nodes) == [("a", "b"), ("b", "c"), ("c", "d"), ("b", "e")]
+
+
+def test_what_each_stage_took_is_said_only_when_it_has_ended(partial: Campaign) -> None:
+    evidence = Evidence(partial.view, Archive(partial.store))
+    found = {one.label: one for one in took(evidence)}
+    assert found["base"].state == "done" and found["base"].wall == "2.5 s" and found["base"].memory == "300 MB"
+    assert (found["r1-select"].state, found["r1-select"].wall, found["r1-select"].bytes) == ("not yet", "", "")
+    sums = totals(evidence)
+    assert (sums["done"], sums["stages"]) == (11, 13) and sums["seconds"] == "27.5 s"

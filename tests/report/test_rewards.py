@@ -1,0 +1,34 @@
+import pytest
+
+from report.archive import Archive
+from report.evidence import Evidence
+from report.rewards import calibration_error, figures, judged, rows
+from tests.report.conftest import Campaign
+
+
+def test_accuracy_is_shown_by_grade_with_its_interval(finished: Campaign) -> None:
+    models = judged(Evidence(finished.view, Archive(finished.store)))
+    assert [(model.label, model.round, model.kind) for model in models] == [
+        ("r1-helpfulness", 1, "helpfulness"),
+        ("r1-safety", 1, "safety"),
+    ]
+    accuracy, _, calibrated, _ = figures(models)
+    found = models[0].found
+    assert [name for name, _, _ in accuracy.legend] == [
+        "negligibly better",
+        "slightly better",
+        "better",
+        "significantly better",
+        "all pairs",
+    ]
+    (cells,) = accuracy.rows
+    assert cells[0] == "r1" and cells[4] == f"{found['by_grade']['significantly better']['accuracy']:.3f}"
+    assert cells[5] == f"{found['accuracy']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+    assert calibrated.svg.count("<circle") == len(found["calibration"])
+    assert rows(models)[0][1] == "80" and rows(models)[0][6].endswith("%")
+
+
+def test_calibration_error_weighs_bins_by_their_pairs() -> None:
+    bins = [{"predicted": 0.6, "right": 0.5, "pairs": 30}, {"predicted": 0.9, "right": 1.0, "pairs": 10}]
+    assert calibration_error(bins) == pytest.approx((30 * 0.1 + 10 * 0.1) / 40)
+    assert calibration_error([]) is None

@@ -1,0 +1,105 @@
+"""A stage is done once, is found again, and leaves nothing half-done."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from configs import Runtime
+from configs.recipes import Ingest, Source
+from storage import Store, open_store
+from tasks.launch import StageFailed
+from tasks.stage import MOST_DEATHS, Made, Stage, produce
+
+
+def _stage(count: int = 20, **source: object) -> Stage:
+    recipe = Ingest(rows="prompts", sources=(Source(**(source or {"world": "prompts"}), count=count),))
+    return Stage("prompts", "ingest", "rows", 1, recipe, device=False)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "store")
+
+
+def test_second_time_nothing_is_computed(store: Store) -> None:
+    events: list[str] = []
+    first = produce(_stage(), store, Runtime(), listen=lambda label, event: events.append(event["event"]))
+    count = len(events)
+    again = produce(_stage(), store, Runtime(), listen=lambda label, event: events.append(event["event"]))
+    assert (first.cached, again.cached) == (False, True)
+    assert count > 0 and len(events) == count
+    assert first.manifest.root == again.manifest.root
+
+
+def test_runtime_does_not_rename(store: Store) -> None:
+    produce(_stage(), store, Runtime())
+    assert produce(_stage(), store, Runtime(threads=2, train_rows=3)).cached
+
+
+def test_failed_work_leaves_no_result_and_says_why(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": 3}\n' * 5)
+    with pytest.raises(StageFailed) as caught:
+        produce(_stage(path=str(file), format="prompt-response"), store, Runtime())
+    assert "\n" not in str(caught.value) and "p.jsonl" in str(caught.value)
+    assert store.manifest(_stage(path=str(file), format="prompt-response").ref) is None
+
+
+def test_altered_bytes_are_made_anew_with_the_same_result(store: Store) -> None:
+    made = produce(_stage(), store, Runtime())
+    folder = store.fetch(made.manifest.ref)
+    rows = folder / "rows.parquet"
+    rows.chmod(0o644)
+    rows.write_bytes(rows.read_bytes()[:-1])
+    again = produce(_stage(), store, Runtime())
+    assert not again.cached
+    assert again.manifest.root == made.manifest.root
+
+
+def test_two_that_want_the_same_compute_it_once(tmp_path: Path) -> None:
+    computed: list[str] = []
+    made: list[Made] = []
+
+    def want() -> None:
+        store = open_store(tmp_path / "store")
+        made.append(produce(_stage(2000), store, Runtime(lease_ttl=20, lease_beat=0.2), listen=lambda *_: None))
+        if not made[-1].cached:
+            computed.append(made[-1].manifest.attempt)
+
+    threads = [threading.Thread(target=want) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 4
+    assert sum(not m.cached for m in made) == 1
+    assert len({m.manifest.root for m in made}) == 1
+
+
+def test_manifest_says_what_made_it_and_hides_nothing_of_speed_in_the_name(store: Store) -> None:
+    made = produce(_stage(), store, Runtime(threads=2))
+    record = made.manifest.record
+    assert record["identity"]["recipe"]["sources"][0]["count"] == 20
+    assert record["numerics"]["threads"] == 2 and "threads" not in json.dumps(record["identity"])
+    assert record["seconds"] > 0 and record["versions"]["torch"].startswith("2.13.0")
+    assert all(not name.startswith("_beside") for name in made.manifest.files)
+
+
+def test_cancelled_work_stops(store: Store) -> None:
+    with pytest.raises(StageFailed, match="cancelled"):
+        produce(_stage(200_000), store, Runtime(), cancelled=lambda: True)
+
+
+def test_deaths_in_a_row_without_progress_end_in_an_error_and_the_next_run_tries_again(store: Store) -> None:
+    stage = _stage()
+    for _ in range(MOST_DEATHS):
+        lease = store.lease(stage.ref.key, ttl=0.1, beat=60)
+        assert lease is not None
+        lease.begin(0)
+        lease._stop.set()  # dies without a word
+    with pytest.raises(StageFailed, match=f"{MOST_DEATHS} runs in a row died at step 0"):
+        produce(stage, store, Runtime(lease_ttl=1))
+    assert store.manifest(stage.ref) is None
+    assert not produce(stage, store, Runtime(lease_ttl=1)).cached
