@@ -19,6 +19,7 @@ from engine.template import Chat, save_card
 Dtype = Literal["float32", "bfloat16"]
 _DROPOUTS = ("attention_dropout", "dropout", "activation_dropout", "hidden_dropout", "attn_pdrop", "embd_pdrop",
              "resid_pdrop", "summary_first_dropout", "classifier_dropout")  # fmt: skip
+_ALIGNMENT = 64  # bytes, of torch's own allocations on a CPU
 
 
 def load_policy(folder: Path, runtime: Runtime, dtype: Dtype = "float32", dropout: float = 0.0) -> Any:
@@ -141,7 +142,19 @@ def _load(auto: Any, folder: Path, dtype: Dtype, dropout: float, head: str | Non
         raise StageError(f"{folder.name}: weights {', '.join(missing[:3])} are missing ({len(missing)} in all)")
     if broken := info["mismatched_keys"]:
         raise StageError(f"{folder.name}: weights of another shape than the config says: {sorted(broken)[:3]}")
-    return model.eval()
+    return _aligned(model).eval()
+
+
+def _aligned(model: Any) -> Any:
+    """The model with every weight at an address that torch would choose.
+
+    Weights come as views into the mapped file, at addresses that the length of its header decides; kernels may round by
+    the alignment of what they read, and then a model would not compute the same before it is saved and after.
+    """
+    for parameter in model.parameters():
+        if parameter.data_ptr() % _ALIGNMENT:
+            parameter.data = parameter.data.clone()
+    return model
 
 
 def _set_dropout(config: Any, share: float) -> None:
