@@ -1,7 +1,7 @@
 """What a campaign costs beside its work: `python -m benchmarks.overhead [CONFIG]`, a minute.
 
-Runs a campaign in an empty store with one slot, so that stages come one after the other, and adds up the time in which no stage was
-at work (looking up, leases, commits, Prefect's task runs), Prefect's own start left out. Then the start of a warm stage:
+Runs a campaign in an empty store with one slot, so that stages come one after the other, and adds up the time in which no stage
+was at work (looking up, leases, commits, task runs), the start of Prefect left out. Then the start of a warm stage:
 from the request to the end of a child that refuses its spec at once.
 """
 
@@ -64,7 +64,9 @@ def main() -> None:
         folder = Path(name)
         stages, work, idle = campaign_overhead(config, folder)
         starts = warm_starts(folder)
-    print(f"{config}: {stages} stages, {work:.1f} s of work, {idle:.1f} s beside it: {idle / stages * 60:.1f} s per 60 stages")
+    print(
+        f"{config}: {stages} stages, {work:.1f} s of work, {idle:.1f} s beside it: {idle / stages * 60:.1f} s per 60 stages"
+    )
     print(f"a warm stage starts in {statistics.median(starts):.3f} s (median of {TRIES}; worst {max(starts):.3f})")
 
 

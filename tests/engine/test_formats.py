@@ -138,7 +138,9 @@ def test_the_split_depends_on_the_first_user_turn_alone() -> None:
         same = (chat("s", turn), chat("t", f"  {turn.upper()} \n"), chat("s", turn, "x", "y"))
         dialogue = {"text": f"\n\nHuman: {turn}\n\nAssistant: yes\n\nHuman: more\n\nAssistant: no"}
         assert len({is_held_out(row, 0.2) for row in (*same, dialogue)}) == 1
-    assert len({is_held_out({"text": f"{turns[0]} {i}"}, 0.5) for i in range(9)}) == 2  # other documents: the whole text
+    assert (
+        len({is_held_out({"text": f"{turns[0]} {i}"}, 0.5) for i in range(9)}) == 2
+    )  # other documents: the whole text
     share = sum(is_held_out(chat("s", turn), 0.2) for turn in turns) / len(turns)
     assert abs(share - 0.2) < 4 * (0.16 / 500) ** 0.5
     held = {turn for turn in turns if is_held_out(chat("s", turn), 0.1)}
