@@ -72,8 +72,8 @@ def demonstrations(texts: Sequence[str], seed: int, count: int, chars: int = 200
     """Requests answered by passages of real stories, of at most `chars` characters; prefix-stable.
 
     A passage begins at any sentence: beginnings alone are so few and so alike that a model learns them by heart and
-    does not read the request. Quality is mixed: only about every second asked word is in the story, and every second request for a harmful
-    word is met with one. Fields as in `world.demonstrations`.
+    does not read the request. Quality is mixed: only about every second asked word is in the story, and every second
+    request for a harmful word is met with one. Fields as in `world.demonstrations`.
     """
     vocabulary = askable(texts)
     passages = [passage for text in texts for passage in _passages(text, chars)]
