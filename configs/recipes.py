@@ -232,11 +232,19 @@ class Select(Strict):
 class Tripwires(Strict):
     """Rules that watch an online run (METHODS 5.4). Relative ones compare with the rollouts of the policy at the start.
 
-    A rule that holds for `patience` iterations in a row is an alarm. `record` writes it to the summary; `stop` also ends
-    the run and publishes the weights of the last anchor, taken every `anchor` iterations while no rule held.
+    A rule that holds for `patience` iterations in a row is an alarm. `record` writes it to the summary. `stop` also ends
+    the run and publishes the weights of the last anchor, taken every `anchor` iterations while no rule held. `ladder`
+    goes back to that anchor and takes the next rung: a lower learning rate, a higher KL coefficient, back to the version
+    that the run began with, the end. Each rung once, what they changed stays; after the last one an alarm stops the run.
     """
 
-    on_alarm: Literal["record", "stop"] = "record"
+    on_alarm: Literal["record", "stop", "ladder"] = "ladder"
+    ladder: tuple[Literal["lower_learning_rate", "raise_kl", "previous_version", "stop"], ...] = (
+        "lower_learning_rate", "raise_kl", "previous_version", "stop",
+    )  # fmt: skip
+    rate_factor: float = Field(default=0.3, gt=0.0, lt=1.0)  # of the learning rates, by lower_learning_rate
+    kl_factor: float = Field(default=4.0, gt=1.0)  # of the KL coefficient, by raise_kl ..
+    kl_least: Positive = 0.05  # .. which is at least this afterwards (a coefficient of 0 cannot be multiplied)
     anchor: Count = 10  # iterations
     patience: Count = 2  # iterations
     kl_budget: Positive = 20.0  # nats a response; twice the budget is an alarm
@@ -251,6 +259,14 @@ class Tripwires(Strict):
     reward_sigmas: Positive = 6.0  # raw score above the start's mean, in the start's standard deviations
     clip_fraction: Share = 0.6
     min_explained: float = -2.0  # explained variance of the critic
+
+    @model_validator(mode="after")
+    def _rungs_once(self) -> "Tripwires":
+        if not self.ladder or len(set(self.ladder)) != len(self.ladder) or "stop" in self.ladder[:-1]:
+            raise ValueError(
+                f"tripwires.ladder {list(self.ladder)}: want at least one rung, each once, and stop only at the end"
+            )
+        return self
 
 
 class Online(Strict):

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -84,9 +84,18 @@ def write_bad(out: Path, rolled: Rolled, number: int) -> str:
     """Write the rollouts of a batch that broke the run beside the result; returns where, relative to it."""
     path = out / "_beside" / "bad-rollouts.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [
+    path.write_text(json.dumps({"batch": number, "rows": _rollouts(rolled)}, indent=1) + "\n")
+    return "_beside/bad-rollouts.json"
+
+
+def write_alarm(out: Path, rolled: Rolled, number: int, alarms: Sequence[Mapping[str, Any]]) -> None:
+    """Write the rollouts at which alarms rang among the results: what the policy had come to before it was put back."""
+    found = {"batch": number, "alarms": alarms, "rows": _rollouts(rolled)}
+    (out / f"alarm-{number:05d}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _rollouts(rolled: Rolled) -> list[dict[str, Any]]:
+    return [
         {"prompt_id": row["id"], "prompt": list(prompt), "response": list(response), "score": score}
         for row, (prompt, response), score in zip(rolled.rows, rolled.pairs, rolled.rollout.score.tolist())
     ]
-    path.write_text(json.dumps({"batch": number, "rows": rows}, indent=1) + "\n")
-    return "_beside/bad-rollouts.json"

@@ -8,31 +8,24 @@ Source: METHODS 4 to 6 (Llama 2, PPO-max) for the loop; what a method does with 
 """
 
 import math
+import shutil
+import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import torch
-from torch import Tensor
-
-import methods
-from configs.recipes import Online
 from engine import checkpoint, drawing
-from engine.errors import StageError
-from engine.evidence import metrics, scored_rows, write_bad
-from engine.examples import Item, Reader
+from engine.errors import NotFinite, StageError
+from engine.evidence import metrics, scored_rows, write_alarm, write_bad
 from engine.job import Job
-from engine.models import critic_from_reward, freeze, load_policy, save_model
-from engine.packing import shape_of
-from engine.rollouts import Judge, Models, Prompts, Rolled, judge_of, roll
-from engine.scoring import load_scorers, names
-from engine.sharding import Plain
-from engine.template import Chat, load_chat
-from engine.tripwires import Alarm, check, start_of, violations
-from engine.updates import Learner, Totals, fit_critic, improve
-from storage.rows import read_rows, write_rows
+from engine.ladder import Anchors, adjust, next_rung, raised
+from engine.models import save_model
+from engine.participants import Run, open_run
+from engine.rollouts import Judge, Rolled, roll
+from engine.tripwires import Alarm, check, lost, start_of, violations
+from engine.updates import Totals, fit_critic, improve
+from storage.rows import write_rows
 
 
 @dataclass
@@ -44,27 +37,12 @@ class Progress:
     warming: bool = False  # the critic's warm-up goes on
     tokens: int = 0  # sampled in iterations
     anchor: int = 0  # iteration of the anchor weights
+    since: int = 0  # batches before the run last went back to its anchor
     stopped: bool = False  # by an alarm
     state: dict[str, float] = field(default_factory=dict)  # the method's: running statistics, KL coefficient
-    alarms: list[Alarm] = field(default_factory=list)  # the first of each rule
+    alarms: list[Alarm] = field(default_factory=list)  # the first of each rule since the run last went back
+    rungs: list[dict[str, Any]] = field(default_factory=list)  # what alarms led to, in order
     sums: dict[str, float] = field(default_factory=dict)  # of the policy's weights at the start
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """Everything that takes part."""
-
-    job: Job
-    recipe: Online
-    method: ModuleType
-    config: Any  # the method's Config
-    chat: Chat
-    models: Models
-    prompts: Prompts
-    dropped: int  # prompts that do not fit
-    learner: Learner
-    judges: str  # names of the reward models
-    anchor: dict[str, Tensor]  # the last weights at which no rule held; empty unless an alarm stops the run
 
 
 def run(job: Job, judge: Judge | None = None) -> dict[str, Any]:
@@ -73,15 +51,22 @@ def run(job: Job, judge: Judge | None = None) -> dict[str, Any]:
     judge: scores responses instead of the reward models among the inputs; for experiments.
 
     Raises:
-        StageError: an offline method, no prompt that fits, log-probs that drift, numbers that are not finite (the rollouts
-            are then in _beside/bad-rollouts.json), or a policy that did not move.
+        StageError: an offline method, no prompt that fits, log-probs that drift, numbers that are not finite where alarms
+            are only recorded (the rollouts are then in _beside/bad-rollouts.json), or a policy that did not move.
     """
-    r = _open(job, judge)
+    with tempfile.TemporaryDirectory() as scratch:
+        return _run(job, judge, Path(scratch))
+
+
+def _run(job: Job, judge: Judge | None, scratch: Path) -> dict[str, Any]:
+    r = open_run(job, judge)
     progress = Progress(
         warming=r.learner.critic is not None and r.recipe.warmup_batches > 0,
         state=dict(r.method.initial_state(r.config)),
         sums=checkpoint.sums(r.models.policy),
     )
+    if r.recipe.tripwires.on_alarm != "record":
+        r.anchors = Anchors(scratch, r.learner, _counted(progress))
     _restore(r, progress)
     began, first, rolled = time.monotonic(), progress.step, None
     while progress.iteration < r.recipe.iterations and not progress.stopped:
@@ -97,95 +82,25 @@ def run(job: Job, judge: Judge | None = None) -> dict[str, Any]:
     return _publish(r, progress, rolled)
 
 
-def settings(recipe: Online) -> tuple[ModuleType, Any]:
-    """The method and its Config: the preset's fields, then the recipe's own.
-
-    Raises:
-        StageError: a method of the other loop. ValueError: an unknown preset or a bad value.
-    """
-    method = methods.load(recipe.method)
-    if method.loop != "online":
-        raise StageError(f"method {recipe.method} learns from rows: it belongs to the train stage")
-    presets = getattr(method, "PRESETS", {})
-    if recipe.preset is not None and recipe.preset not in presets:
-        raise StageError(f"method {recipe.method} has no preset {recipe.preset}; it has {', '.join(presets) or 'none'}")
-    return method, method.Config(**{**presets.get(recipe.preset, {}), **recipe.config})
-
-
-def _open(job: Job, judge: Judge | None) -> Run:
-    recipe: Online = job.recipe
-    method, config = settings(recipe)
-    start = job.folder("policy")
-    chat = load_chat(start)
-    if hasattr(method, "check"):
-        method.check(config, len(chat.tokenizer))
-    rows, dropped = drawing.fit(
-        chat, read_rows(job.folder("prompts") / "rows.parquet", "Prompt"), recipe.limits.prompt_tokens, job.out
-    )
-    if not rows:
-        raise StageError(f"no prompt fits limits.prompt_tokens {recipe.limits.prompt_tokens} ({dropped} are longer)")
-    folders = job.folders("rewards")
-    scorers = load_scorers(folders, job.runtime, chat.fingerprint) if judge is None else []
-    if judge is None and not scorers:
-        raise StageError("online needs a reward model: give rewards")
-    policy, critic = load_policy(start, job.runtime), None
-    steps = recipe.iterations * recipe.epochs * (recipe.batch_size // recipe.minibatch_size)
-    if "value" in method.forwards:
-        found = [job.folder("critic_start")] if "critic_start" in job.inputs else folders
-        if not found:
-            raise StageError(f"method {recipe.method} needs a critic: give rewards or critic_start")
-        model = critic_from_reward(found[0], job.runtime)
-        if recipe.critic_head == "zero":
-            torch.nn.init.zeros_(model.score.weight)
-        critic = Plain(model, recipe.critic_optimizer, steps + recipe.warmup_batches * recipe.warmup_steps)
-    models = Models(
-        policy=policy,
-        reference=freeze(load_policy(job.folder("reference") if "reference" in job.inputs else start, job.runtime)),
-        critic=None if critic is None else critic.model,
-        judge=judge or judge_of(scorers),
-        chat=chat,
-    )
-    for scorer in scorers:
-        freeze(scorer.model)
-    learner = Learner(method, config, recipe, job.runtime, Plain(policy, recipe.optimizer, steps), critic, chat.pad_id,
-                      shape_of(policy), _examples(job, recipe, chat))  # fmt: skip
-    anchor = (
-        {n: p.detach().clone() for n, p in policy.named_parameters()} if recipe.tripwires.on_alarm == "stop" else {}
-    )
-    prompts = Prompts([row for row, _ in rows], [ids for _, ids in rows])
-    return Run(job, recipe, method, config, chat, models, prompts, dropped, learner, names(scorers), anchor)
-
-
-def _examples(job: Job, recipe: Online, chat: Chat) -> list[Item]:
-    if recipe.ptx_weight == 0:
-        return []
-    sft = methods.load("sft")
-    reader = Reader(chat, recipe.limits, sft, sft.Config())
-    items = [
-        item
-        for folder in job.folders("examples")
-        for item in reader.read(read_rows(folder / "rows.parquet", "Example"))
-    ]
-    if not items:
-        raise StageError(f"online.ptx_weight {recipe.ptx_weight} needs examples that fit the limits; there are none")
-    return items
-
-
 def _step(r: Run, progress: Progress) -> Rolled:
     """One batch of rollouts and what is learned from it. Ends the warm-up when the critic is good enough already."""
     recipe, number = r.recipe, progress.step + 1
     rolled = roll(
         r.models, r.prompts, recipe, r.job.runtime, number, greedy=getattr(r.method, "baseline", "") == "greedy"
     )
-    signal, state, measured = r.method.signal(rolled.rollout, r.config, progress.state)
-    before = _anchor_candidate(r, progress)
+    signal, state, measured = r.method.signal(rolled.rollout, r.learner.config, progress.state)
     totals = Totals()
     totals.add(measured)
     row = {**totals.means(), **metrics(rolled), "policy_steps": float(r.learner.policy.updates)}
     if progress.warming:
-        enough = row["explained_variance"] > recipe.warmup_target or number > recipe.warmup_batches
+        tried = number - progress.since
+        enough = row["explained_variance"] > recipe.warmup_target or tried > recipe.warmup_batches
         progress.warming = not enough
     row["warmup"] = float(progress.warming)
+    due = not progress.warming and progress.iteration % recipe.tripwires.anchor == 0
+    if r.anchors and due:  # the weights that made this batch's rollouts: the rollouts judge them, not the next ones
+        r.anchors.propose(r.learner, _counted(progress))
+    problem = ""
     try:
         if progress.warming:  # the method's state stays: statistics and controllers belong to a policy that learns
             row |= fit_critic(r.learner, rolled, signal, number)
@@ -196,40 +111,88 @@ def _step(r: Run, progress: Progress) -> Rolled:
             progress.tokens += int(rolled.rollout.mask.sum())
         bad = sorted(name for name, value in row.items() if not math.isfinite(value))
         if bad:
-            raise StageError(f"{', '.join(bad)} not finite at iteration {progress.iteration}")
+            raise NotFinite(f"{', '.join(bad)} not finite at iteration {progress.iteration}")
     except StageError as error:
-        raise StageError(f"{error}; the rollouts are in {write_bad(r.job.out, rolled, number)}") from None
+        problem = f"{error}; the rollouts are in {write_bad(r.job.out, rolled, number)}"
+        if r.anchors is None or not isinstance(error, NotFinite):
+            raise StageError(problem) from None
+        kept = {name: value for name, value in row.items() if math.isfinite(value)}
+        row = {**kept, "nonfinite": float(max(1, len(row) - len(kept)))}
     progress.step = number
     row["iteration"] = float(progress.iteration)
     r.job.metrics(number, row)
-    _watch(r, progress, before)
+    _watch(r, progress, rolled, due, problem)
     return rolled
 
 
-def _anchor_candidate(r: Run, progress: Progress) -> dict[str, Tensor]:
-    """The weights that made this batch's rollouts, where an anchor is due: the rollouts judge them, not the next ones."""
-    due = bool(r.anchor) and not progress.warming and progress.iteration % r.recipe.tripwires.anchor == 0
-    return {n: p.detach().clone() for n, p in r.models.policy.named_parameters()} if due else {}
+def _watch(r: Run, progress: Progress, rolled: Rolled, due: bool, problem: str) -> None:
+    """Judge the last row of the curve: note alarms and act on them, or accept the anchor that was proposed if one was due.
 
-
-def _watch(r: Run, progress: Progress, before: dict[str, Tensor]) -> None:
-    """Judge the last row of the curve: note alarms, stop or move the anchor to the weights `before` this row's updates."""
+    problem: why the row is not finite; empty where it is.
+    """
     rules, rows = r.recipe.tripwires, r.job.rows
-    known = {alarm.rule for alarm in progress.alarms}
-    for alarm in check(rows, rules):
-        progress.stopped |= rules.on_alarm == "stop"
+    known = {alarm.rule for alarm in progress.alarms if alarm.step > progress.since}
+    found = [lost(progress.step, 1, problem)] if problem else check(rows, rules, progress.since)
+    for alarm in found:
         if alarm.rule not in known:
             progress.alarms.append(alarm)
             r.job.log(f"alarm at batch {alarm.step}: {alarm.rule}: {alarm.text}")
-    if before and not progress.stopped and not violations(rows[-1], start_of(rows), rules):
+    if r.anchors is None:
+        return
+    if found:
+        _act(r, progress, rolled, found)
+    elif due and not violations(rows[-1], start_of(rows), rules):
         progress.anchor = progress.iteration - 1
-        r.anchor.update(before)
+        r.anchors.accept()
+
+
+def _act(r: Run, progress: Progress, rolled: Rolled, alarms: list[Alarm]) -> None:
+    """Keep the evidence, then end the run or go back to the anchor and go on under what the next rung changes."""
+    assert r.anchors is not None
+    taken = [rung["rung"] for rung in progress.rungs]
+    rung = next_rung(r.recipe.tripwires, taken)
+    write_alarm(r.job.out, rolled, progress.step, [asdict(alarm) for alarm in alarms])
+    reached, progress.stopped = progress.iteration, rung == "stop"
+    if rung == "previous_version":
+        r.anchors.rewind()
+        progress.anchor = 0
+    if not progress.stopped:
+        counted = r.anchors.restore(r.learner)
+        progress.iteration, progress.warming = counted["iteration"], counted["warming"]
+        progress.state, progress.since = counted["state"], progress.step
+        r.learner = adjust(r.learner, r.config, [*taken, rung])
+        if "raise_kl" in (*taken, rung) and "kl_coef" in progress.state and not counted["raised"]:
+            progress.state["kl_coef"] = raised(progress.state["kl_coef"], r.recipe.tripwires)
+    entry = {
+        "rung": rung,
+        "step": progress.step,
+        "rules": [alarm.rule for alarm in alarms],
+        "iteration": reached,
+        "back_to": progress.anchor,
+        "learning_rate": r.learner.policy.schedule.recipe.learning_rate,
+        "kl_coef": progress.state.get("kl_coef", getattr(r.learner.config, "kl_coef", None)),
+    }
+    progress.rungs.append(entry)
+    r.job.log(f"ladder: {rung} after {', '.join(entry['rules'])}: from iteration {reached} back to {progress.anchor}; "
+              f"learning rate {entry['learning_rate']:g}, KL coefficient {entry['kl_coef']:g}")  # fmt: skip
+
+
+def _counted(progress: Progress) -> dict[str, Any]:
+    """What an anchor holds besides weights and moments."""
+    return {
+        "iteration": progress.iteration,
+        "warming": progress.warming,
+        "state": dict(progress.state),
+        "raised": any(rung["rung"] == "raise_kl" for rung in progress.rungs),
+    }
 
 
 def _write(r: Run, progress: Progress, folder: Path) -> dict[str, Any]:
     checkpoint.save_random(folder / "random.safetensors")
-    if r.anchor:
-        checkpoint.write_tensors(folder / "anchor.safetensors", r.anchor)
+    if r.anchors:
+        r.anchors.save(folder)
+    for file in r.job.out.glob("alarm-*.json"):
+        shutil.copyfile(file, folder / file.name)
     record = {"progress": asdict(progress), "policy": r.learner.policy.save(folder, "policy")}
     if r.learner.critic is not None:
         record["critic"] = r.learner.critic.save(folder, "critic")
@@ -244,36 +207,40 @@ def _restore(r: Run, progress: Progress) -> None:
     r.learner.policy.restore(point.path, point.record["policy"], "policy")
     if r.learner.critic is not None:
         r.learner.critic.restore(point.path, point.record["critic"], "critic")
-    if r.anchor:
-        checkpoint.read_into(point.path / "anchor.safetensors", r.anchor)
+    if r.anchors:
+        r.anchors.load(point.path)
+    for file in point.path.glob("alarm-*.json"):
+        shutil.copyfile(file, r.job.out / file.name)
     checkpoint.restore_random(point.path / "random.safetensors")
     for name, value in point.record["progress"].items():
         setattr(progress, name, [Alarm(**alarm) for alarm in value] if name == "alarms" else value)
+    r.learner = adjust(r.learner, r.config, [rung["rung"] for rung in progress.rungs])
 
 
 def _publish(r: Run, progress: Progress, rolled: Rolled) -> dict[str, Any]:
     """Write the policy (after an alarm that stops: the anchor) and the last rollouts; returns the summary."""
     job, learner = r.job, r.learner
     planned = progress.iteration * r.recipe.epochs * (r.recipe.batch_size // r.recipe.minibatch_size)
-    if learner.policy.updates != planned:
-        raise StageError(f"{learner.policy.updates} optimizer steps were done, {planned} were planned")
-    if checkpoint.sums(r.models.policy) == progress.sums:
-        raise StageError("training did not move any weight of the policy: is the learning rate 0?")
+    done = learner.policy.updates
     if progress.stopped:
-        with torch.no_grad():
-            for name, parameter in r.models.policy.named_parameters():
-                parameter.copy_(r.anchor[name])
+        assert r.anchors is not None
+        r.anchors.restore(learner)
+    elif done != planned:
+        raise StageError(f"{done} optimizer steps were done, {planned} were planned")
+    elif checkpoint.sums(r.models.policy) == progress.sums:
+        raise StageError("training did not move any weight of the policy: is the learning rate 0?")
     save_model(learner.policy.gather(), r.chat, job.out, "policy", r.recipe.dtype)
     policy = f"{drawing.fingerprint(job.folder('policy'))}-{progress.iteration - 1}"
     rows = scored_rows(rolled, r.chat, r.recipe, policy, r.judges, f"online-{progress.iteration}")
     write_rows(job.out / "rollouts-last.parquet", "Scored", rows)
-    tail = [row for row in job.rows if not row["warmup"]][-max(1, r.recipe.iterations // 10) :]
+    whole = [row for row in job.rows if "nonfinite" not in row]
+    tail = ([row for row in whole if not row["warmup"]] or whole or job.rows)[-max(1, r.recipe.iterations // 10) :]
     mean = lambda name: sum(row[name] for row in tail) / len(tail)
     return {
         "iterations": progress.iteration,
-        "policy_steps": learner.policy.updates,
+        "policy_steps": done,
         "critic_steps": 0 if learner.critic is None else learner.critic.updates,
-        "warmup_batches": progress.step - progress.iteration,
+        "warmup_batches": int(sum(row["warmup"] for row in job.rows)),
         "rollouts": progress.step * r.recipe.batch_size,
         "tokens": progress.tokens,
         "prompts": {"read": len(r.prompts.rows) + r.dropped, "dropped_long_prompt": r.dropped},
@@ -283,6 +250,7 @@ def _publish(r: Run, progress: Progress, rolled: Rolled) -> dict[str, Any]:
         "response_length": mean("response_length"),
         "state": progress.state,
         "alarms": [asdict(alarm) for alarm in progress.alarms],
+        "ladder": progress.rungs,
         "stopped": progress.stopped,
         "published_iteration": progress.anchor if progress.stopped else progress.iteration,
     }

@@ -10,7 +10,7 @@ from configs.recipes import Optimizer
 from configs.runtime import Runtime
 from engine import checkpoint
 from engine.batches import Padded
-from engine.errors import StageError
+from engine.errors import NotFinite
 from engine.forwards import compute
 from methods import schedules
 
@@ -90,13 +90,13 @@ class Plain:
         """Clip, update and forget the gradients; returns the global gradient norm before clipping.
 
         Raises:
-            StageError: the norm is not finite; nothing was updated.
+            NotFinite: the norm is not finite; nothing was updated.
         """
         parameters = [p for _, p in self._named if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         found = float(norm)
         if not torch.isfinite(norm):
-            raise StageError(f"gradient norm {found} at step {self.updates + 1}: not finite")
+            raise NotFinite(f"gradient norm {found} at step {self.updates + 1}: not finite")
         if self.clip and found > self.clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
         for group in self._optimizer.param_groups:
@@ -127,7 +127,9 @@ class Plain:
         return {"updates": self.updates}
 
     def restore(self, folder: Path, record: dict[str, Any], name: str = "model") -> None:
-        """Go on from what `save` wrote."""
+        """Go on from what `save` wrote, whatever was done since."""
+        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.state.clear()
         if record["updates"]:  # before the first update there are no moments
             self._start_moments(int(record["updates"]))
         checkpoint.read_into(folder / f"{name}.safetensors", self._tensors())

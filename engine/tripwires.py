@@ -30,24 +30,30 @@ class Alarm:
 
 def start_of(rows: Sequence[Row]) -> dict[str, float]:
     """Mean of every metric over the rows whose rollouts came from the policy the run started with."""
-    first = [row for row in rows if row["policy_steps"] == 0] or list(rows[:1])
+    first = [row for row in rows if row["policy_steps"] == 0 and "nonfinite" not in row] or list(rows[:1])
     names = set.intersection(*(set(row) for row in first)) if first else set()
     return {name: sum(row[name] for row in first) / len(first) for name in sorted(names)}
 
 
-def check(rows: Sequence[Row], rules: Tripwires) -> list[Alarm]:
-    """The alarms that the last row completes: rules that held in each of the last `patience` rows."""
+def check(rows: Sequence[Row], rules: Tripwires, since: int = 0) -> list[Alarm]:
+    """The alarms that the last row completes: rules that held in each of the last `patience` rows.
+
+    since: the step at which the run went back to an anchor; rows up to it are of weights that were given up.
+    """
     if not rows:
         return []
     start = start_of(rows)
     last = violations(rows[-1], start, rules)
-    before = [{a.rule for a in violations(row, start, rules)} for row in rows[-rules.patience : -1]]
+    recent = [row for row in rows[-rules.patience : -1] if row["step"] > since]
+    before = [{a.rule for a in violations(row, start, rules)} for row in recent]
     enough = len(before) == rules.patience - 1
     return [a for a in last if a.rule in AT_ONCE or (enough and all(a.rule in held for held in before))]
 
 
 def violations(row: Row, start: Row, rules: Tripwires) -> list[Alarm]:
     """Every rule that this one row breaks. A metric that the row lacks breaks nothing (a method without a critic)."""
+    if "nonfinite" in row:
+        return [lost(int(row["step"]), int(row["nonfinite"]))]
     bad = [name for name, value in row.items() if not math.isfinite(value)]
     found = [
         Alarm("nonfinite", int(row["step"]), row[name], 0.0, f"{name} is {row[name]}; want a finite number")
@@ -59,6 +65,11 @@ def violations(row: Row, start: Row, rules: Tripwires) -> list[Alarm]:
             if broken:
                 found.append(Alarm(name, int(row["step"]), value, limit, text))
     return found
+
+
+def lost(step: int, count: int, text: str = "") -> Alarm:
+    """The alarm of a row that keeps only the finite ones of its metrics. count: how many it lacks, at least 1."""
+    return Alarm("nonfinite", step, float(count), 0.0, text or f"{count} metrics are not finite; want finite numbers")
 
 
 _Verdict = tuple[float, float, bool, str]  # found, limit, broken, text

@@ -11,7 +11,7 @@ from torch import Tensor
 from configs.recipes import Online
 from configs.runtime import Runtime
 from engine.batches import Padded, micro_batches, permutation
-from engine.errors import StageError
+from engine.errors import NotFinite, StageError
 from engine.examples import Item
 from engine.forwards import compute
 from engine.packing import Shape, arrange
@@ -248,4 +248,4 @@ def _autocast(learner: Learner) -> torch.autocast:
 
 def _finite(total: float, what: str, updates: int) -> None:
     if not total - total == 0:
-        raise StageError(f"{what} loss {total} at optimizer step {updates + 1}: not finite")
+        raise NotFinite(f"{what} loss {total} at optimizer step {updates + 1}: not finite")

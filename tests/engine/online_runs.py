@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.recipes import Limits, Online, Optimizer
+from configs.recipes import Limits, Online, Optimizer, Tripwires
 from engine import online, rollouts
 
 FAST = Optimizer(
@@ -19,6 +19,7 @@ def recipe(**changes: Any) -> Online:
         "method": "ppo", "iterations": 4, "batch_size": 16, "minibatch_size": 8, "warmup_batches": 2, "warmup_steps": 3,
         "warmup_target": 1.0, "optimizer": FAST, "critic_optimizer": FAST, "limits": LIMITS, "seed": 3,
         "config": {"kl_control": "adaptive", "kl_horizon": 100.0, "reward_scaling": "normalise"},
+        "tripwires": Tripwires(on_alarm="record"),
     }  # fmt: skip
     return Online(**{**settings, **changes})
 

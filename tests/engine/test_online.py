@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from configs.recipes import Limits, Tripwires
 from configs.runtime import Runtime
-from engine import online
+from engine import online, participants
 from engine.batches import collate
 from engine.errors import StageError
 from engine.forwards import rewards as rewards_of
@@ -204,7 +204,7 @@ def test_a_collapse_stops_the_run_at_weights_that_were_sound(start: Any, save_po
 
 
 def test_an_alarm_is_recorded_and_the_run_goes_on_where_the_config_says_so(start: Any) -> None:
-    job = start(recipe(iterations=4, tripwires=Tripwires(kl_budget=1e-9, patience=1)))
+    job = start(recipe(iterations=4, tripwires=Tripwires(on_alarm="record", kl_budget=1e-9, patience=1)))
     summary = finish(job)
     assert summary["iterations"] == 4 and not summary["stopped"]
     assert [a["rule"] for a in summary["alarms"]].count("kl") == 1
@@ -251,5 +251,5 @@ def test_a_run_without_reward_model_or_critic_says_so(start: Any) -> None:
 
 
 def test_a_preset_gives_the_methods_settings_and_the_recipe_has_the_last_word() -> None:
-    _, config = online.settings(recipe(preset="ppo-max", config={"lam": 0.5}))
+    _, config = participants.settings(recipe(preset="ppo-max", config={"lam": 0.5}))
     assert (config.reward_scaling, config.reward_clip, config.kl_coef, config.lam) == ("normalise", 0.8, 0.05, 0.5)

@@ -1,0 +1,113 @@
+"""Who and what takes part in an online run, put together from the inputs of its job."""
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+import methods
+from configs.recipes import Online
+from engine import drawing
+from engine.errors import StageError
+from engine.examples import Item, Reader
+from engine.job import Job
+from engine.ladder import Anchors, check_ladder
+from engine.models import critic_from_reward, freeze, load_policy
+from engine.packing import shape_of
+from engine.rollouts import Judge, Models, Prompts, judge_of
+from engine.scoring import load_scorers, names
+from engine.sharding import Plain
+from engine.template import Chat, load_chat
+from engine.updates import Learner
+from storage.rows import read_rows
+
+
+@dataclass(eq=False)
+class Run:
+    """Everything that takes part."""
+
+    job: Job
+    recipe: Online
+    method: ModuleType
+    config: Any  # the method's Config; the learner's is the one in force
+    chat: Chat
+    models: Models
+    prompts: Prompts
+    dropped: int  # prompts that do not fit
+    learner: Learner
+    judges: str  # names of the reward models
+    anchors: Anchors | None = None  # unless alarms are only recorded
+
+
+def settings(recipe: Online) -> tuple[ModuleType, Any]:
+    """The method and its Config: the preset's fields, then the recipe's own.
+
+    Raises:
+        StageError: a method of the other loop. ValueError: an unknown preset or a bad value.
+    """
+    method = methods.load(recipe.method)
+    if method.loop != "online":
+        raise StageError(f"method {recipe.method} learns from rows: it belongs to the train stage")
+    presets = getattr(method, "PRESETS", {})
+    if recipe.preset is not None and recipe.preset not in presets:
+        raise StageError(f"method {recipe.method} has no preset {recipe.preset}; it has {', '.join(presets) or 'none'}")
+    return method, method.Config(**{**presets.get(recipe.preset, {}), **recipe.config})
+
+
+def open_run(job: Job, judge: Judge | None) -> Run:
+    """Load the models and the prompts, and check that they go together (for the errors see `online.run`)."""
+    recipe: Online = job.recipe
+    method, config = settings(recipe)
+    start = job.folder("policy")
+    chat = load_chat(start)
+    check_ladder(recipe.tripwires, recipe.method, config)
+    if hasattr(method, "check"):
+        method.check(config, len(chat.tokenizer))
+    rows, dropped = drawing.fit(
+        chat, read_rows(job.folder("prompts") / "rows.parquet", "Prompt"), recipe.limits.prompt_tokens, job.out
+    )
+    if not rows:
+        raise StageError(f"no prompt fits limits.prompt_tokens {recipe.limits.prompt_tokens} ({dropped} are longer)")
+    folders = job.folders("rewards")
+    scorers = load_scorers(folders, job.runtime, chat.fingerprint) if judge is None else []
+    if judge is None and not scorers:
+        raise StageError("online needs a reward model: give rewards")
+    policy, critic = load_policy(start, job.runtime), None
+    steps = recipe.iterations * recipe.epochs * (recipe.batch_size // recipe.minibatch_size)
+    if "value" in method.forwards:
+        found = [job.folder("critic_start")] if "critic_start" in job.inputs else folders
+        if not found:
+            raise StageError(f"method {recipe.method} needs a critic: give rewards or critic_start")
+        model = critic_from_reward(found[0], job.runtime)
+        if recipe.critic_head == "zero":
+            torch.nn.init.zeros_(model.score.weight)
+        critic = Plain(model, recipe.critic_optimizer, steps + recipe.warmup_batches * recipe.warmup_steps)
+    models = Models(
+        policy=policy,
+        reference=freeze(load_policy(job.folder("reference") if "reference" in job.inputs else start, job.runtime)),
+        critic=None if critic is None else critic.model,
+        judge=judge or judge_of(scorers),
+        chat=chat,
+    )
+    for scorer in scorers:
+        freeze(scorer.model)
+    learner = Learner(method, config, recipe, job.runtime, Plain(policy, recipe.optimizer, steps), critic, chat.pad_id,
+                      shape_of(policy), _examples(job, recipe, chat))  # fmt: skip
+    prompts = Prompts([row for row, _ in rows], [ids for _, ids in rows])
+    return Run(job, recipe, method, config, chat, models, prompts, dropped, learner, names(scorers))
+
+
+def _examples(job: Job, recipe: Online, chat: Chat) -> list[Item]:
+    if recipe.ptx_weight == 0:
+        return []
+    sft = methods.load("sft")
+    reader = Reader(chat, recipe.limits, sft, sft.Config())
+    items = [
+        item
+        for folder in job.folders("examples")
+        for item in reader.read(read_rows(folder / "rows.parquet", "Example"))
+    ]
+    if not items:
+        raise StageError(f"online.ptx_weight {recipe.ptx_weight} needs examples that fit the limits; there are none")
+    return items
