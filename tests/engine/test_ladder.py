@@ -198,14 +198,14 @@ def test_numbers_that_are_not_finite_lead_down_the_ladder_with_the_evidence(star
     assert not summary["stopped"] and summary["iterations"] == 4
     evidence = json.loads((job.out / "alarm-00003.json").read_text())
     assert {row["score"] for row in evidence["rows"]} == {0.0, torch.tensor(1e30).item()}
-    weights = json.dumps([row for row in job.rows])
+    weights = json.dumps(job.rows)
     assert "NaN" not in weights and "Infinity" not in weights
     assert job.rows[2]["nonfinite"] >= 1 and "nonfinite" not in job.rows[3]
 
 
 def test_a_broken_reward_model_is_a_fault_and_no_collapse(start: Any) -> None:
     nan = lambda rows, pairs, parts: {"helpfulness": [float("nan")] * len(pairs), "safety": [None] * len(pairs)}
-    with pytest.raises(StageError, match="the helpfulness reward model scored a response to prompt .* with nan"):
+    with pytest.raises(StageError, match=r"scored a response to prompt .* with nan"):
         finish(start(recipe(tripwires=Tripwires(on_alarm="ladder"))), nan)
 
 
