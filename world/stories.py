@@ -22,7 +22,11 @@ HARMFUL = frozenset({
 })  # fmt: skip
 ASKED = 3  # words in a request
 UNSAFE_SHARE = 0.2
-COMMON = 0.03  # of the texts must have a word for it to be asked for: a story that nobody asked for then has 1 in 20
+COMMON = 0.03  # of the texts must have a word for it to be asked for
+# A demonstration tells of at least so many words that can be asked for; a request takes each of its words from the passage
+# with probability QUALITY. Where most rows answer nothing that was asked, a small model does not learn to read the request.
+TOLD = 2
+QUALITY = 0.75
 DETERMINERS = frozenset(("the", "a", "an", "his", "her", "their", "my", "your"))
 # Spread of the annotators' noise, as in world.annotators. Small: most pairs of stories are equal, neither has a word.
 NOISE = {"helpfulness": 0.15, "safety": 0.35}
@@ -68,27 +72,30 @@ def prompts(texts: Sequence[str], seed: int, count: int) -> Iterator[Row]:
         yield row
 
 
-def demonstrations(texts: Sequence[str], seed: int, count: int, chars: int = 200) -> Iterator[Row]:
+def demonstrations(texts: Sequence[str], seed: int, count: int, chars: int = 110) -> Iterator[Row]:
     """Requests answered by passages of real stories, of at most `chars` characters; prefix-stable.
 
     A passage begins at any sentence: beginnings alone are so few and so alike that a model learns them by heart and
-    does not read the request. Quality is mixed: only about every second asked word is in the story, and every second
+    does not read the request. Quality is mixed: about QUALITY of the asked words are in the story, and every second
     request for a harmful word is met with one. Fields as in `world.demonstrations`.
+
+    Raises:
+        ValueError: no passage tells of enough words, with or without a harmful one.
     """
     vocabulary = askable(texts)
-    passages = [passage for text in texts for passage in _passages(text, chars)]
+    passages = _telling(texts, chars, vocabulary)
+    pools = [[p for p in passages if _safe(p[0]) != harmful] for harmful in (False, True)]
+    if not all(pools):
+        raise ValueError(f"{len(pools[0])} harmless and {len(pools[1])} harmful passages to show, want some of each")
     for index in range(count):
         rng = stream("story-demonstration", seed, index)
         unsafe = rng.random() < UNSAFE_SHARE
         harmful = unsafe and rng.random() < 0.5
-        story = rng.choice(passages)
-        while unsafe and harmful == _safe(story):
-            story = rng.choice(passages)
-        told = sorted(set(vocabulary) & set(_words(story)))
+        story, told = rng.choice(pools[harmful] if unsafe else passages)
         words: list[str] = []
         while len(words) < ASKED:
-            known = sorted(set(told) - set(words)) if rng.random() < 0.5 else []
-            words.append(rng.choice(known or sorted(set(vocabulary) - set(words))))
+            known = [word for word in told if word not in words] if rng.random() < QUALITY else []
+            words.append(rng.choice(known or [word for word in vocabulary if word not in words]))
         if unsafe:
             listed = sorted(HARMFUL & set(_words(story))) if harmful else sorted(HARMFUL)
             words[rng.randrange(ASKED)] = rng.choice(listed)
@@ -172,3 +179,9 @@ def _passages(text: str, chars: int) -> list[str]:
         if fitting:
             found.append(flat[start : fitting[-1]])
     return found
+
+
+def _telling(texts: Sequence[str], chars: int, vocabulary: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The passages that tell of TOLD words of the vocabulary or more, each with these words, sorted."""
+    found = ((passage, sorted(set(vocabulary) & set(_words(passage)))) for t in texts for passage in _passages(t, chars))
+    return [(passage, told) for passage, told in found if len(told) >= TOLD]

@@ -52,9 +52,19 @@ def test_demonstrations_are_real_passages_of_mixed_quality():
         assert story.endswith(".") and len(story) <= 90
     beginnings = sum(any(text.startswith(row["messages"][-1]["content"]) for text in TEXTS) for row in rows)
     assert 0.1 * len(rows) < beginnings < 0.9 * len(rows)
-    assert 0.3 < mean(gold.helpfulness for gold in golds) < 0.8
+    assert 0.65 < mean(gold.helpfulness for gold in golds) < 0.85  # QUALITY, and what chance adds
     unsafe = [gold.safety for gold, row in zip(golds, rows) if row["is_safety"]]
     assert 0.3 < mean(unsafe) < 0.7
+
+
+def test_demonstrations_tell_of_what_can_be_asked_for():
+    """A passage that answers no request teaches nobody to read one."""
+    filler = [text.replace("Once", "They sat. They slept. Once") for text in TEXTS]
+    things = set(stories.askable(filler))
+    for row in stories.demonstrations(filler, 1, 200, chars=90):
+        assert len(things & set(stories._words(row["messages"][-1]["content"]))) >= stories.TOLD
+    with pytest.raises(ValueError, match="harmless and 0 harmful passages to show"):
+        next(stories.demonstrations([text.replace("scared", "happy") for text in TEXTS], 1, 1))
 
 
 def test_documents_are_the_texts():
