@@ -183,5 +183,7 @@ def _passages(text: str, chars: int) -> list[str]:
 
 def _telling(texts: Sequence[str], chars: int, vocabulary: Sequence[str]) -> list[tuple[str, list[str]]]:
     """The passages that tell of TOLD words of the vocabulary or more, each with these words, sorted."""
-    found = ((passage, sorted(set(vocabulary) & set(_words(passage)))) for t in texts for passage in _passages(t, chars))
+    found = (
+        (passage, sorted(set(vocabulary) & set(_words(passage)))) for t in texts for passage in _passages(t, chars)
+    )
     return [(passage, told) for passage, told in found if len(told) >= TOLD]
