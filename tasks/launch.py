@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 Event = dict[str, Any]  # JSON lines of engine.job: event name plus its values
@@ -37,24 +37,44 @@ class _Running:
     pid: int | None = None
 
 
+class Process(Protocol):
+    """What the warm server's process can be asked."""
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it lives."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; subprocess.TimeoutExpired after `timeout` seconds."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+def _begin(theirs: socket.socket) -> Process:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+    }
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "engine.forkserver", str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        cwd=os.getcwd(),
+    )
+
+
 class _Server:
     """The one warm server of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, begin: Callable[[socket.socket], Process] | None = None) -> None:
         ours, theirs = socket.socketpair()
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
-        }
-        environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-        environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "engine.forkserver", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env=environment,
-            cwd=os.getcwd(),
-        )
+        self.process = (begin or _begin)(theirs)
         theirs.close()
         self.socket = ours
         self.running: dict[int, _Running] = {}
@@ -112,6 +132,14 @@ class _Server:
 
 _server: _Server | None = None
 _server_lock = threading.Lock()
+
+
+def use(begin: Callable[[socket.socket], Process]) -> None:
+    """Start the warm server in a way of the caller's, such as a fork of a process that has everything loaded."""
+    global _server
+    with _server_lock:
+        assert _server is None, "the warm server runs already"
+        _server = _Server(begin)
 
 
 def warm_up() -> None:

@@ -4,11 +4,11 @@ import hashlib
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.reliability.events import in_child, watch
 from storage import Ref, open_store
 from storage.attempt import altered, read_manifest
 from storage.errors import NotFound, StorageError
@@ -26,6 +26,9 @@ def over(name: str, kinds: list):
 REF = Ref("sft", "v0", "0123456789abcdef")
 CAMPAIGN = ("tiny", "fedcba9876543210")
 STEPS, INTERVAL, PATIENCE = 6, 2, 5
+
+
+__all__ = ["in_child"]  # used by the tests of this room
 
 
 def advance(state: str, step: int) -> str:
@@ -106,44 +109,11 @@ def check_nothing_torn(store) -> int:
     return seen
 
 
-def in_child(work, on_start=None) -> int:
-    """Run `work` in a forked process; return its exit code, negative for a signal."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException as err:
-            print(f"child: {type(err).__name__}: {err}", file=sys.stderr)
-        finally:
-            os._exit(code)
-    if on_start is not None:
-        on_start(pid)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-EVENTS = {
-    "open",
-    "os.rename",
-    "os.link",
-    "os.remove",
-    "os.rmdir",
-    "os.mkdir",
-    "os.scandir",
-    "os.listdir",
-    "os.truncate",
-}
-
-
 def die_at(root: Path, count: int, on_event=None) -> None:
-    """From now on, kill this process before its file operation number `count` under `root`.
-
-    Python announces file operations to audit hooks; fsync it does not, so that is wrapped.
-    """
+    """From now on, kill this process before its file operation number `count` under `root`."""
     seen = 0
 
-    def happened(what: str) -> None:
+    def happened(what: str, path: str) -> None:
         nonlocal seen
         seen += 1
         if on_event is not None:
@@ -151,15 +121,4 @@ def die_at(root: Path, count: int, on_event=None) -> None:
         if seen == count:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def hook(event: str, args: tuple) -> None:
-        if event in EVENTS and isinstance(args[0], str | os.PathLike) and str(args[0]).startswith(str(root)):
-            happened(event)
-
-    real = os.fsync
-
-    def fsync(handle: int) -> None:
-        happened("fsync")
-        real(handle)
-
-    os.fsync = fsync
-    sys.addaudithook(hook)
+    watch(root, happened)
