@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from configs import recipes
+from configs import gathering, recipes
 from configs.runtime import Runtime
 from engine import workers
 from engine.job import Job
@@ -22,6 +22,7 @@ from storage import Ref, SavePoints, Store, open_store
 
 RECIPES = {
     "ingest": recipes.Ingest,
+    "gather": gathering.Gather,
     "pretrain": recipes.Pretrain,
     "adopt": recipes.Adopt,
     "train": recipes.Train,

@@ -198,6 +198,22 @@ class S3Backend:
                 return
             arguments["ContinuationToken"] = page["NextContinuationToken"]
 
+    def tagged(self) -> Iterator[tuple[str, int, str]]:
+        """Yield (key, bytes, ETag) of every object under the prefix, whatever its name."""
+        arguments: dict[str, Any] = {"Prefix": self._prefix}
+        while True:
+            page = self._call("list_objects_v2", "", "small", **arguments)
+            for item in page.get("Contents", []):
+                yield item["Key"].removeprefix(self._prefix), int(item["Size"]), item["ETag"].strip('"')
+            if not page.get("IsTruncated") or not page.get("NextContinuationToken"):
+                return
+            arguments["ContinuationToken"] = page["NextContinuationToken"]
+
+    def tag(self, key: str) -> str:
+        """Return an object's ETag. Raises `NotFound`."""
+        answer = self._call("head_object", key, "small", Key=self._prefix + key)
+        return str(answer["ETag"]).strip('"')
+
     def upload(self, path: Path, key: str) -> None:
         try:
             if path.stat().st_size <= 2 * PART:

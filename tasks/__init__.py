@@ -3,6 +3,7 @@
 from tasks.adopt import adopt
 from tasks.annotate import annotate
 from tasks.evaluate import compare, evaluate
+from tasks.gather import gather, listings
 from tasks.ingest import ingest
 from tasks.online import online
 from tasks.pretrain import pretrain
@@ -22,7 +23,9 @@ __all__ = [
     "compare",
     "connect",
     "evaluate",
+    "gather",
     "ingest",
+    "listings",
     "online",
     "pretrain",
     "probe",
