@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from configs.fields import Name, Share, Strict
+from configs.fields import Name, Natural, Share, Strict
 from configs.recipes import (
     Adopt,
     Annotate,
@@ -74,7 +74,7 @@ class Campaign(Strict):
     """The whole of a config file."""
 
     name: Name
-    seed: int = 0
+    seed: Natural = 0
     judge: Literal["world", "stories", "none"] = "world"
     code_drift: Literal["recompute", "accept"] = "recompute"
     data: Data
@@ -92,3 +92,8 @@ class Campaign(Strict):
     evaluate: Evaluate = Evaluate()
     compare: Compare = Compare()
     runtime: Runtime = Runtime()
+
+    def stops(self) -> tuple[str, ...]:
+        """Where a run can be asked to stop (`until`), in order."""
+        rounds = (label for i, entry in enumerate(self.rounds, 1) for label in (f"r{i}-rewards", str(entry.version)))
+        return ("v0", *rounds)

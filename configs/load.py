@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from configs.campaign import Campaign
 from configs.fields import Strict
 from configs.methods import check_config, describe
-from configs.recipes import Adopt, Online, Reward, Source, Train
+from configs.recipes import Adopt, Annotate, Online, Reward, Source, Train
 from configs.runtime import Runtime
 
 FOLDER = Path(__file__).resolve().parent
@@ -95,8 +95,9 @@ def parse(data: bytes, name: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: not UTF-8 at byte {error.start}") from error
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{name}: not valid YAML: {text[:300]}") from error
+        mark = getattr(error, "problem_mark", None)
+        text = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}" if mark else str(error)  # type: ignore[union-attr]  # a MarkedYAMLError has both
+        raise ConfigError(f"{name}: not valid YAML: {' '.join(text.split())[:300] or type(error).__name__}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{name}: want a mapping at the top, found {type(raw).__name__}")
     for key in raw:
@@ -113,7 +114,7 @@ def check(raw: dict[str, Any], name: str) -> Campaign:
         raise ConfigError(f"{name}: {_one_line(error)}") from error
     except RecursionError as error:
         raise ConfigError(f"{name}: nested too deeply") from error
-    problem = _misplaced(campaign)
+    problem = _misplaced(campaign) or _lacking(campaign)
     if problem:
         raise ConfigError(f"{name}: {problem}")
     try:
@@ -171,6 +172,20 @@ def _misplaced(c: Campaign) -> str | None:
         for field in _DERIVED:
             if section is not None and field in section.model_fields_set:
                 return f"{place}.{field}: not here; the campaign sets it for every section"
+    return None
+
+
+def _lacking(c: Campaign) -> str | None:
+    """Data that the campaign's stages will want and nobody gives."""
+    annotators = [r.annotate if isinstance(r.annotate, Annotate) else c.annotate for r in c.rounds if r.annotate != "none"]
+    if not c.data.prompts:
+        return "data.prompts: none given; every version is evaluated on held-out prompts"
+    if not c.data.held_out:
+        return "data.held_out: 0 leaves no prompt to evaluate on; 0.2 is usual"
+    if c.base.pretrain and not c.data.documents:
+        return "data.documents: none given, which base.pretrain learns from"
+    if not c.data.preferences and any(a.annotator == "dataset" for a in annotators):
+        return "data.preferences: none given, which the annotator of the rounds deals out"
     return None
 
 

@@ -24,10 +24,9 @@ from tasks import (
 def align(run: Run) -> Artifact:
     """Lay out the whole campaign; returns the comparison of all its versions."""
     c = run.campaign
-    base = _base(run)
-    prompts = _rows(run, "prompts")
-    demonstrations = _rows(run, "demonstrations") if c.data.demonstrations else None
-    given = _rows(run, "preferences") if c.data.preferences else None
+    rows = _rows(run)
+    base, prompts = _base(run, rows), rows["prompts"]
+    demonstrations, given = rows.get("demonstrations"), rows.get("preferences")
     sft = train(run, "v0", c.sft, model=base, rows=[demonstrations]) if demonstrations else base
 
     run.versions = {"base": base, "v0": sft}
@@ -41,7 +40,7 @@ def align(run: Run) -> Artifact:
 
     for i, entry in enumerate(c.rounds, start=1):
         version, policy = str(entry.version), run.versions[accepted[-1]]
-        before = run.versions[accepted[-2]] if len(accepted) > 1 else policy
+        before = _before(run, entry, accepted)
         if entry.annotate and entry.annotate != "none":
             pair = (None, None) if entry.annotate.annotator == "dataset" else (policy, before)
             preferences.append(
@@ -70,6 +69,14 @@ def align(run: Run) -> Artifact:
     labels = tuple(run.evaluations)
     recipe = c.compare.model_copy(update={"versions": labels})
     return compare(run, "compare", recipe, versions=list(run.evaluations.values()), rewards=rewards)
+
+
+def _before(run: Run, entry: Round, accepted: list[str]) -> Artifact:
+    """The policy that writes the other response of a pair: the accepted version before the last."""
+    if len(accepted) > 1:
+        return run.versions[accepted[-2]]
+    by_strength = entry.annotate and entry.annotate != "none" and entry.annotate.annotator == "tier"
+    return run.versions["base" if by_strength else accepted[-1]]  # tiers need a weaker model, and SFT's base is one
 
 
 def _round(
@@ -121,26 +128,31 @@ def _round(
     )
 
 
-def _base(run: Run) -> Artifact:
+def _base(run: Run, rows: dict[str, Artifact]) -> Artifact:
     base = run.campaign.base
     if base.adopt is not None:
         return adopt(run, "base", base.adopt)
     assert base.pretrain is not None
-    return pretrain(run, "base", base.pretrain, documents=_rows(run, "documents"))
+    return pretrain(run, "base", base.pretrain, documents=rows["documents"])
 
 
-def _rows(run: Run, rows: str) -> Artifact:
-    """The campaign's data of one kind; prompts are split, the others are not."""
-    data = run.campaign.data
-    kind = {"demonstrations": "examples"}.get(rows, rows)
-    recipe = Ingest(
-        rows=kind,  # type: ignore[arg-type]  # one of its literals
-        sources=getattr(data, rows),
-        held_out=data.held_out,
-        max_rejected=data.max_rejected,
-        seed=run.campaign.seed,
-    )
-    return ingest(run, rows, recipe)
+def _rows(run: Run) -> dict[str, Artifact]:
+    """The campaign's data by kind, all of it read before any model is touched: bad rows end a run in seconds."""
+    data, found = run.campaign.data, {}
+    for rows in ("documents", "prompts", "demonstrations", "preferences"):
+        if not getattr(data, rows) or (rows == "documents" and run.campaign.base.pretrain is None):
+            continue
+        recipe = Ingest(
+            rows={"demonstrations": "examples"}.get(rows, rows),  # type: ignore[arg-type]  # one of its literals
+            sources=getattr(data, rows),
+            held_out=data.held_out,
+            max_rejected=data.max_rejected,
+            seed=run.campaign.seed,
+        )
+        found[rows] = ingest(run, rows, recipe)
+    for artifact in found.values():
+        artifact.made()
+    return found
 
 
 def _evaluate(run: Run, version: str, rewards: list[Artifact], prompts: Artifact, best: str | None) -> bool:

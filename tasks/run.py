@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from configs import Campaign, Runtime
+from configs import Campaign, ConfigError, Runtime
 from configs.fields import Strict
 from configs.recipes import Score
 from storage import CampaignRecord, Ref, Store, digest, open_store
@@ -75,6 +75,8 @@ class Run:
         until: str | None = None,
         listen: Listener = lambda label, event: None,
     ) -> None:
+        if until is not None and until not in campaign.stops():
+            raise ConfigError(f"until {until!r}: {campaign.name} can stop at {', '.join(campaign.stops())}")
         self.campaign, self.store, self.runtime = campaign, store, runtime
         self.mode, self.until, self.listen = mode, until, listen
         self.artifacts: dict[str, Artifact] = {}

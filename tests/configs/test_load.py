@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs import ConfigError, load
+from configs import ConfigError, Runtime, load
 from configs.load import FOLDER, check, parse, resolve
+from storage import open_store
+from tasks import Run
 
 MICRO = yaml.safe_load((FOLDER / "micro.yaml").read_text())
 
@@ -112,3 +114,32 @@ def test_a_preset_sets_the_loop_where_the_file_does_not() -> None:
     assert (online.batch_size, online.minibatch_size, online.ptx_weight) == (64, 32, 0.1)
     with pytest.raises(ConfigError, match=r"rounds\[1\].online, preset ppo-max: .* multiple of minibatch_size 32"):
         resolve(check(_with(online={"preset": "ppo-max", "batch_size": 72, "k": 1}), "x"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        ("seed: 17", "seed: -5", "seed: .*greater than or equal to 0"),
+        ("  prompts: [{world: prompts, count: 3000}]\n", "", "data.prompts: none given"),
+        ("  documents: [{world: documents, count: 40000}]\n", "", "data.documents: none given"),
+        ("held_out: 0.2", "held_out: 0.0", "data.held_out: 0 leaves no prompt"),
+        ("annotate: {annotator: gold,", "annotate: {annotator: dataset,", "data.preferences: none given"),
+        ("sft: {method", "sft: [1}{method", r"not valid YAML: line \d+, column \d+: "),
+    ],
+)
+def test_what_the_stages_will_lack_is_said_before_any_work(tmp_path: Path, old: str, new: str, wanted: str) -> None:
+    text = (FOLDER / "tiny.yaml").read_text()
+    assert old in text
+    if "dataset" in new:
+        text = text.replace("annotate: {annotator: gold, prompts: 2300, temperatures: [0.8, 1.1]}}", "}")
+        text = text.replace("{method: rejection, }", "{method: rejection}")
+    (tmp_path / "c.yaml").write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=wanted) as found:
+        load(tmp_path / "c.yaml")
+    assert "\n" not in str(found.value)
+
+
+def test_a_run_can_stop_only_where_there_is_something() -> None:
+    assert load("micro").stops() == ("v0", "r1-rewards", "v1", "r2-rewards", "v2")
+    with pytest.raises(ConfigError, match="until 'v9': micro can stop at v0, r1-rewards, v1"):
+        Run(load("micro"), open_store("file:///nowhere"), Runtime(), mode="plan", until="v9")
