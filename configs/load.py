@@ -177,7 +177,9 @@ def _misplaced(c: Campaign) -> str | None:
 
 def _lacking(c: Campaign) -> str | None:
     """Data that the campaign's stages will want and nobody gives."""
-    annotators = [r.annotate if isinstance(r.annotate, Annotate) else c.annotate for r in c.rounds if r.annotate != "none"]
+    annotators = [
+        r.annotate if isinstance(r.annotate, Annotate) else c.annotate for r in c.rounds if r.annotate != "none"
+    ]
     if not c.data.prompts:
         return "data.prompts: none given; every version is evaluated on held-out prompts"
     if not c.data.held_out:
