@@ -7,7 +7,7 @@ depends on is in its save point: a resumed run ends with the same bytes as one t
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +46,13 @@ class Fit:
     reference: Callable[[], Logps] | None = None  # log-probs of every item's responses, computed once
     shape: Shape | None = None  # of the model, where sequences may be packed
     same_start: bool = False  # the model begins as the reference: at step 1 their log-probs must be equal
+    trainer: Callable[..., Any] = trainer_for
+    data: Callable[[int], dict[str, Any]] | None = (
+        None  # where the data stands after a step, as JSON: in every save point
+    )
+    observe: Callable[[int], Mapping[str, float]] | None = (
+        None  # more to say of a step just done, in its row of the curve
+    )
 
 
 def epochs(
@@ -111,11 +118,12 @@ def fit(job: Job, plan: Fit) -> tuple[Any, dict[str, Any]]:
         raise StageError("no training step: there are no rows left to train on")
     counters = {"tokens": 0, "rows": 0, "empty_steps": 0}
     start, sums, reference = 0, checkpoint.sums(plan.model), None
-    trainer = trainer_for(plan.model, plan.optimizer, plan.steps, job.runtime, plan.dtype)
+    trainer = plan.trainer(plan.model, plan.optimizer, plan.steps, job.runtime, plan.dtype)
     if point := job.resume():
         trainer.restore(point.path, point.record["model"])
         checkpoint.restore_random(point.path / "random.safetensors")
         start, counters, sums = point.step, dict(point.record["counters"]), point.record["sums"]
+        _check_data(plan, start, point.record)
         if (path := point.path / "reference.safetensors").exists():
             reference = unflatten(checkpoint.read_tensors(path))
     if plan.reference and reference is None:
@@ -125,7 +133,8 @@ def fit(job: Job, plan: Fit) -> tuple[Any, dict[str, Any]]:
         checkpoint.save_random(folder / "random.safetensors")
         if reference is not None:
             checkpoint.write_tensors(folder / "reference.safetensors", flatten(reference))
-        return {"model": trainer.save(folder), "counters": counters, "sums": sums}
+        record = {"model": trainer.save(folder), "counters": counters, "sums": sums}
+        return {**record, "data": plan.data(step)} if plan.data else record
 
     plan.model.train()
     began = time.monotonic()
@@ -135,7 +144,7 @@ def fit(job: Job, plan: Fit) -> tuple[Any, dict[str, Any]]:
         fixed = None if reference is None else [reference[i] for i in rows]
         trainer.begin(plan.seed, step)
         values = _step(job, plan, trainer, step, items, fixed, counters)
-        job.metrics(step, values)
+        job.metrics(step, {**values, **(plan.observe(step) if plan.observe else {})})
         job.progress(step, plan.steps)
         if trainer.agree(step < plan.steps and job.should_save(step)):
             trainer.collect()
@@ -149,6 +158,11 @@ def fit(job: Job, plan: Fit) -> tuple[Any, dict[str, Any]]:
     _check_end(plan, model, trainer.updates, counters, sums)
     tail = job.rows[-max(1, plan.steps // 10) :]
     return model, {"steps": plan.steps, **counters, "loss": sum(row["loss"] for row in tail) / len(tail)}
+
+
+def _check_data(plan: Fit, step: int, record: Mapping[str, Any]) -> None:
+    if plan.data and record.get("data") != plan.data(step):
+        raise StageError(f"save point {step} stands at {record.get('data')} in the data, this run at {plan.data(step)}")
 
 
 def _check_end(plan: Fit, model: Any, updates: int, counters: dict[str, int], sums: dict[str, float]) -> None:

@@ -52,6 +52,30 @@ def estimate(values: Sequence[float], *, resamples: int, seed: int) -> Estimate:
     return Estimate(float(data.mean()), float(low), float(high))
 
 
+def ratio(above: np.ndarray, below: np.ndarray, *, resamples: int, seed: int) -> Estimate:
+    """Sum of `above` over sum of `below` with its percentile-bootstrap interval, units [n] resampled in pairs.
+
+    What a mean is not: units of different size (nats and tokens of documents) count by their size.
+
+    Raises:
+        ValueError: no units, other lengths, values that are not finite, or sizes that are not positive.
+    """
+    above, below = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    if above.shape != below.shape or above.ndim != 1 or not len(above):
+        raise ValueError(f"want as many values as sizes, at least one, found {above.shape} and {below.shape}")
+    if not np.isfinite(above).all() or not (below > 0).all():
+        raise ValueError("want finite values and positive sizes")
+    rng = np.random.Generator(np.random.PCG64(seed))
+    found = np.empty(resamples)
+    step = max(1, CHUNK // len(above))
+    for first in range(0, resamples, step):
+        take = min(step, resamples - first)
+        drawn = rng.integers(0, len(above), size=(take, len(above)))
+        found[first : first + take] = above[drawn].sum(axis=1) / below[drawn].sum(axis=1)
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(above.sum() / below.sum()), float(low), float(high))
+
+
 def paired(a: Sequence[float], b: Sequence[float], *, resamples: int, seed: int) -> Estimate:
     """Mean of a - b over the same prompts, with its interval."""
     if len(a) != len(b):

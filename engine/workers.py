@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-STAGES = ("pretrain", "train", "reward")
+STAGES = ("pretrain", "continuing", "train", "reward")
 _MARK = "ROUNDHOUSE_WORKER"
 
 

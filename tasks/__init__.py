@@ -2,10 +2,13 @@
 
 from tasks.adopt import adopt
 from tasks.annotate import annotate
+from tasks.continuing import continue_pretraining
 from tasks.evaluate import compare, evaluate
 from tasks.gather import gather, listings
 from tasks.ingest import ingest
+from tasks.measure import measure
 from tasks.online import online
+from tasks.pack import pack
 from tasks.pretrain import pretrain
 from tasks.reward import reward
 from tasks.run import Artifact, Run, Stopped, connect
@@ -13,6 +16,7 @@ from tasks.sample import probe, sample
 from tasks.score import score
 from tasks.select import select
 from tasks.train import train
+from tasks.transplant import transplant
 
 __all__ = [
     "Artifact",
@@ -22,11 +26,14 @@ __all__ = [
     "annotate",
     "compare",
     "connect",
+    "continue_pretraining",
     "evaluate",
     "gather",
     "ingest",
     "listings",
+    "measure",
     "online",
+    "pack",
     "pretrain",
     "probe",
     "reward",
@@ -34,4 +41,5 @@ __all__ = [
     "score",
     "select",
     "train",
+    "transplant",
 ]
