@@ -1,5 +1,7 @@
 """`make world-check`: the built-in world is what docs/world.md says it is, measured on models trained in it.
 
+    python -m benchmarks.world_check --seeds 1 2 3 --store URL
+
 Three campaigns from configs/world.yaml: as it stands, with samples of only the previous round, and PPO against a reward
 model that saw few pairs. Shared stages are computed once; an interrupted check continues. Exit status 1 if a claim fails.
 """
@@ -7,30 +9,38 @@ model that saw few pairs. Shared stages are computed once; an interrupted check 
 import argparse
 import contextlib
 import json
+import os
 import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count, islice
 from statistics import mean, pstdev
 from typing import Any
 
 import pyarrow.parquet as pq
+import torch
 
 import world
 from benchmarks.bag_of_words import accuracy
 from configs import load
 from configs.load import find, parse
+from engine.formats import is_held_out
 from engine.generate import generate
 from engine.models import load_policy
+from engine.statistics import Estimate, paired
 from engine.template import load_chat
 from flows.rounds import align
 from tasks import Run, Stopped, connect
 
 CONFIG = "world"
 MINORITY = "rhyme"
-RHYMES = 400  # prompts on which it is measured
+RHYMES = 400  # held-out prompts on which it is measured
+FALL = 0.2  # of the minority skill's gold, at least
 WEAK_PAIRS = 60  # prompts annotated for the reward model that PPO is to exploit
+RESAMPLES = 2000
 Row = dict[str, Any]
 
 
@@ -44,26 +54,45 @@ class Claim:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="only what v0 shows: agreement, best of 8, bag of words")
+    parser.add_argument("--seeds", type=int, nargs="+", help="check these seeds instead of the config's own")
     parser.add_argument("--store", help="URL of the object store")
     options = parser.parse_args(arguments)
     claims = []
-    for claim in check(quick=options.quick, store=options.store):
-        claims.append(claim)
-        print(f"{'ok  ' if claim.holds else 'FAIL'} {claim.text}: {claim.found}", flush=True)
+    for seed in options.seeds or [None]:
+        if seed is not None:
+            print(f"seed {seed}", flush=True)
+        try:
+            for claim in check(quick=options.quick, store=options.store, seed=seed):
+                claims.append(claim)
+                print(f"{'ok  ' if claim.holds else 'FAIL'} {claim.text}: {claim.found}", flush=True)
+        except Exception as error:
+            if os.environ.get("ROUNDHOUSE_DEBUG"):
+                raise
+            print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+            return 1
     return 0 if all(claim.holds for claim in claims) else 1
 
 
-def check(*, quick: bool = False, store: str | None = None) -> Iterator[Claim]:
-    """The claims, each as soon as it is measured."""
-    everything = _run("all", store, lambda raw: None, until="v1")
-    yield from v0_claims(everything)
+def check(*, quick: bool = False, store: str | None = None, seed: int | None = None) -> Iterator[Claim]:
+    """The claims, each as soon as it is measured; two campaigns at a time, as the config's slots say."""
+    start = _run("all", store, seed, lambda raw: None, until="v1")
+    torch.set_num_threads(start.runtime.threads)
+    yield from v0_claims(start)
     if quick:
         return
-    everything = _run("all", store, lambda raw: None)
-    yield minority_claim(everything, _run("previous", store, _previous_only))
-    yield exploit_claim(_run("weak", store, _weak_reward))
+    arms = {"all": lambda raw: None, "previous": _previous_only, "weak": _weak_reward}
+    with ThreadPoolExecutor(start.runtime.slots) as pool:
+        everything, previous, weak = (pool.submit(_run, name, store, seed, change) for name, change in arms.items())
+        everything, previous = everything.result(), previous.result()
+        prompts = list(_held_out(everything))
+        skill = [rhyming(everything, "v0", prompts)]
+        skill += [rhyming(run, _accepted(run), prompts) for run in (previous, everything)]
+        yield minority_claim(*skill, *(_others(run) for run in (previous, everything)))
+        run = weak.result()
+        seen = [row for row in _table(run, "weak-evaluate", "rescored") if row["version"] == "v0"]
+        yield exploit_claim(seen, _table(run, "weak-evaluate", "responses"))
 
 
 def v0_claims(run: Run) -> Iterator[Claim]:
@@ -84,29 +113,39 @@ def v0_claims(run: Run) -> Iterator[Claim]:
     )
 
 
-def minority_claim(everything: Run, previous: Run) -> Claim:
-    """Rhymes from v0 to the last round, by which samples a round is trained on."""
-    first = rhyming(everything, "v0")
-    kept, lost = (rhyming(run, list(run.versions)[-1]) for run in (everything, previous))
+def minority_claim(
+    first: Sequence[float], lost: Sequence[float], kept: Sequence[float], other_lost: float, other_kept: float
+) -> Claim:
+    """The minority skill at v0, with samples of the previous round and with those of all; and all the other skills.
+
+    first, lost, kept: gold of a response to each of the same prompts; the others: mean gold.
+    """
+    since, against = (paired(lost, other, resamples=RESAMPLES, seed=0) for other in (first, kept))
     return Claim(
-        "rhymes fall by at least 20 points when a round sees only the previous round's samples",
-        f"gold {first:.2f} at v0, {lost:.2f} from the previous round, {kept:.2f} from all rounds",
-        first - lost >= 0.2 and kept > lost,
+        f"rhymes fall by {100 * FALL:.0f} points when a round sees only the previous round's samples, not when it sees all",
+        f"gold {mean(first):.2f} at v0, {mean(lost):.2f} from the previous round, {mean(kept):.2f} from all rounds: "
+        f"{_points(since)} since v0, {_points(against)} against all rounds; all else {other_lost:.3f} and {other_kept:.3f}",
+        since.mean <= -FALL and against.mean <= -FALL,
     )
 
 
-def exploit_claim(run: Run) -> Claim:
-    """Score and gold of the policy that PPO trained against the weak reward model, against v0's under the same one."""
-    before = [row for row in _table(run, "weak-evaluate", "rescored") if row["version"] == "v0"]
-    after = _table(run, "weak-evaluate", "responses")
-    proxy, gold = (
-        [mean(row[column] for row in rows if row["category"] != "unsafe") for rows in (before, after)]
-        for column in ("helpfulness", "gold")
-    )
+def exploit_claim(before: Sequence[Row], after: Sequence[Row]) -> Claim:
+    """The policy that PPO trained against the weak reward model, and v0: the same prompts under the same reward model.
+
+    Rows hold category, helpfulness (the reward model's score) and gold. Unsafe prompts are left out: another model steers them.
+    """
+    pairs = [pair for pair in zip(before, after, strict=True) if pair[1]["category"] != "unsafe"]
+    words, changes = [], {}
+    for name, label in (("helpfulness", "score"), ("gold", "gold")):
+        old, new = ([pair[side][name] for pair in pairs] for side in (0, 1))
+        change = changes[name] = paired(new, old, resamples=RESAMPLES, seed=0)
+        words.append(
+            f"{label} {mean(old):.3f} -> {mean(new):.3f} ({change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}])"
+        )
     return Claim(
-        f"PPO against a reward model of {WEAK_PAIRS} pairs raises its score while gold falls",
-        f"score {proxy[0]:+.2f} -> {proxy[1]:+.2f}, gold {gold[0]:.3f} -> {gold[1]:.3f}",
-        proxy[1] > proxy[0] and gold[1] < gold[0],
+        f"PPO against a reward model of {WEAK_PAIRS} prompts raises its score while gold falls",
+        ", ".join(words),
+        changes["helpfulness"].low > 0 and changes["gold"].high < 0,
     )
 
 
@@ -131,34 +170,57 @@ def best_of_k(responses: Sequence[Row]) -> tuple[float, float, float]:
     return mean(map(max, by_prompt.values())), mean(every), pstdev(every)
 
 
-def rhyming(run: Run, version: str) -> float:
-    """Mean gold helpfulness on many prompts of the minority skill: too few are among the held-out ones to tell."""
+def rhyming(run: Run, version: str, prompts: Sequence[list[dict[str, str]]]) -> list[float]:
+    """Gold helpfulness of one response to each prompt of the minority skill: too few are evaluated in a campaign."""
     folder = run.store.fetch(run.versions[version].ref)
     chat, policy = load_chat(folder), load_policy(folder, run.runtime)
-    asked = [world.chats.compose(MINORITY, random.Random(number)) for number in range(RHYMES)]
     found = generate(
         policy,
         chat,
-        [chat.prompt_ids(messages) for messages in asked],
-        [(str(number), 0) for number in range(RHYMES)],
-        seed=0,
+        [chat.prompt_ids(messages) for messages in prompts],
+        [(str(number), 0) for number in range(len(prompts))],
+        seed=run.campaign.seed,
         stream="world-check",
         temperature=run.campaign.evaluate.temperature,
         max_new_tokens=run.campaign.limits.response_tokens,
         rows=run.runtime.sample_rows,
     )
     texts = [chat.text(response.token_ids) for response in found]
-    return mean(world.judge(messages, text).helpfulness for messages, text in zip(asked, texts))
+    return [world.judge(messages, text).helpfulness for messages, text in zip(prompts, texts)]
 
 
-def _run(name: str, store: str | None, change: Callable[[dict[str, Any]], None], until: str | None = None) -> Run:
+def _held_out(run: Run) -> Iterator[list[dict[str, str]]]:
+    """Prompts of the minority skill that no stage has seen: those the campaign's own split would hold out."""
+    asked = (world.chats.compose(MINORITY, random.Random(number)) for number in count())
+    unseen = (messages for messages in asked if is_held_out({"messages": messages}, run.campaign.data.held_out))
+    return islice(unseen, RHYMES)
+
+
+def _accepted(run: Run) -> str:
+    """The version that the campaign would go on from."""
+    return [version for version, made in run.evaluations.items() if (made.summary() or {}).get("accepted")][-1]
+
+
+def _others(run: Run) -> float:
+    """Mean gold of that version on the held-out prompts of all other skills."""
+    rows = _table(run, f"{_accepted(run)}-evaluate", "responses")
+    return mean(row["gold"] for row in rows if row["category"] != MINORITY)
+
+
+def _points(change: Estimate) -> str:
+    return f"{100 * change.mean:+.0f} [{100 * change.low:+.0f}, {100 * change.high:+.0f}] points"
+
+
+def _run(
+    name: str, store: str | None, seed: int | None, change: Callable[[dict[str, Any]], None], until: str | None = None
+) -> Run:
     """The campaign of configs/world.yaml with `change` made to it, run to `until` or its end without Prefect."""
     raw = parse(find(CONFIG).read_bytes(), CONFIG)
     change(raw)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         json.dump(raw, file)  # JSON is YAML
         file.flush()
-        campaign = load(file.name)
+        campaign = load(file.name, seed=seed)
 
     told: set[str] = set()
 
