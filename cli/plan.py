@@ -6,45 +6,56 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cli.forecast import forecast, human
+from cli.forecast import Forecast, forecast, human
 from configs import ConfigError
 from tasks import Artifact, Run
 
 console = Console(highlight=False, soft_wrap=True)
+OTHER_COLUMNS = 56  # characters that the plan's table needs beside the reasons
 
 
 def print_plan(run: Run) -> None:
-    """One line a stage: reused or to be done, with the reason."""
+    """One line a stage: reused or to be done, with the reason; `explain` says more about one of them."""
     last = run.record_or_none()
     notes = last.notes() if last else {}
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("stage", "work", "what", "why", "name", "params", "tokens <=", "memory >=", "stored"):
-        table.add_column(column, overflow="fold")
-    todo = 0
+    table.add_column("stage", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for column in ("params", "tokens", "memory", "stored"):
+        table.add_column(column, no_wrap=True, justify="right")
+    table.add_column("why", no_wrap=True)
+    todo, stored = 0, 0
+    room = max(24, console.width - OTHER_COLUMNS)
     for artifact in run.artifacts.values():
-        made = artifact.made()
+        made, expected = artifact.made(), forecast(artifact, run.runtime)
         todo += made is None
-        what = "reuse" if made else "run"
+        stored += expected.stored if expected and made is None else 0
         table.add_row(
             artifact.label,
-            artifact.stage.work,
-            what,
-            _reason(run, artifact, notes),
-            artifact.ref.digest,
-            *_forecast_cells(artifact, run),
+            "reuse" if made else "[bold]run[/bold]",
+            *(_forecast_cells(expected) if made is None else (["", "", "", human(made.manifest.bytes, "B")])),
+            shorten(_reason(run, artifact, notes), room),
         )
     console.print(table)
-    console.print(
-        f"{len(run.artifacts)} stages: {len(run.artifacts) - todo} reused, {todo} to run; store {run.store.url}"
-    )
+    done = len(run.artifacts) - todo
+    console.print(f"{len(run.artifacts)} stages: {done} reused, {todo} to run; store {run.store.url}")
+    if todo:
+        console.print(
+            f"to be stored: about {human(stored, 'B')}. tokens: at most; memory: weights, gradients, optimizer state; both"
+            " by arithmetic"
+        )
     for line in run.store.warnings:
         console.print(f"note: {line}")
 
 
-def _forecast_cells(artifact: Artifact, run: Run) -> list[str]:
-    expected = forecast(artifact, run.runtime)
+def shorten(text: str, room: int) -> str:
+    """The text, cut to `room` characters."""
+    return text if len(text) <= room else text[: room - 1] + "…"
+
+
+def _forecast_cells(expected: Forecast | None) -> list[str]:
     if expected is None:
-        return ["-"] * 4
+        return [""] * 4
     tokens = human(expected.tokens) if expected.tokens is not None else "by rows"
     return [human(expected.parameters), tokens, human(expected.memory, "B"), human(expected.stored, "B")]
 
@@ -53,8 +64,8 @@ def _reason(run: Run, artifact: Artifact, notes: dict[str, list[Any]]) -> str:
     made = artifact.made()
     if made is not None:
         took = float(made.manifest.record.get("seconds", 0.0))
-        return f"in the store, took {took:.1f} s, {made.manifest.bytes:,} bytes"
-    waiting = [upstream.label for upstream in artifact.upstream if upstream.made() is None]
+        return f"took {took:.1f} s"
+    waiting = list(dict.fromkeys(upstream.label for upstream in artifact.upstream if upstream.made() is None))
     if waiting:
         return f"waits for {', '.join(waiting)}"
     if artifact.label in notes:
