@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-DECLARATIONS = {"PRESETS", "LOOP", "columns", "forwards", "loop", "unit", "baseline", "HOOKS"}
+DECLARATIONS = {"PRESETS", "LOOP", "columns", "forwards", "loop", "unit", "baseline", "least_k", "HOOKS"}
 
 COMPARE: dict[type, tuple[type, ...]] = {
     ast.Lt: (ast.LtE, ast.Gt),

@@ -38,6 +38,7 @@ def planned(
 ) -> Any:
     """The campaign laid out without running it."""
     from configs import load, load_runtime
+    from flows.bakeoff import compete
     from flows.rounds import align
     from tasks import Run, Stopped, connect
 
@@ -45,7 +46,7 @@ def planned(
     chosen = load_runtime(runtime) if runtime else campaign.runtime
     run = Run(campaign, connect(store, chosen), chosen, mode="plan", until=until)
     with contextlib.suppress(Stopped):
-        align(run)
+        (align if campaign.bake_off is None else compete)(run)
     return run
 
 
@@ -76,19 +77,26 @@ def _run_flow(
     config: str, seed: int | None, store: str | None, until: str | None, runtime: str | None, plan: Any
 ) -> None:
     from cli.progress import Progress
+    from flows.bakeoff import compare
     from flows.iterative import iterative
     from tasks.watch import listen_with
 
     with Progress(plan.campaign.name, [artifact.label for artifact in plan.artifacts.values()]) as progress:
         listen_with(progress.hear)
-        iterative(config=config, seed=seed, store=store, until=until, runtime=runtime)
+        if plan.campaign.bake_off is not None:
+            compare(config=config, seeds=None if seed is None else [seed], store=store, runtime=runtime)
+        else:
+            iterative(config=config, seed=seed, store=store, until=until, runtime=runtime)
 
 
 def show_outcome(plan: Any) -> None:
     """The table of versions, and where the report is."""
-    from cli.tables import print_versions
+    from cli.tables import print_ranking, print_versions
     from tasks.outcome import report_name, write_report
 
+    if "ranking" in plan.artifacts and plan.artifacts["ranking"].made() is not None:
+        folder = plan.store.fetch(plan.artifacts["ranking"].ref)
+        print_ranking(json.loads((folder / "ranking.json").read_text()))
     made = plan.artifacts["compare"].made() if "compare" in plan.artifacts else None
     if made is not None:
         folder = plan.store.fetch(made.manifest.ref)

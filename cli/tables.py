@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from report.quantities import NONE, number, percent
+from report.quantities import NONE, number, percent, signed
 
 FIRST = "v0"
 WIDTH = 132  # without a terminal: wide enough that no cell is broken
@@ -17,6 +17,33 @@ def print_versions(table: Mapping[str, Any], accepted: Mapping[str, bool] | None
     """Print every version of a comparison (table.json)."""
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDTH, no_color=True)
     console.print(versions_table(table, accepted))
+
+
+def print_ranking(ranking: Mapping[str, Any]) -> None:
+    """Print a bake-off's competitors, best first (ranking.json)."""
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDTH, no_color=True)
+    found = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("competitor", ranking["by"], f"against {ranking['start']}", "p", "", "KL, nats", "tokens"):
+        found.add_column(column, justify="left" if column in ("competitor", "") else "right")
+    for entry in ranking["entries"]:
+        against = entry["against_start"]
+        verdict = (
+            ""
+            if not against
+            else "not told apart"
+            if not against["significant"]
+            else ("better" if against["difference"] > 0 else "worse")
+        )
+        found.add_row(
+            entry["name"],
+            number(entry[ranking["by"]]["mean"], 3),
+            signed(against["difference"], 3) if against else NONE,
+            number(against["corrected"], 3) if against else NONE,
+            verdict,
+            number(entry["kl"]["mean"], 1) if entry.get("kl") else NONE,
+            number(entry["length"], 1),
+        )
+    console.print(found)
 
 
 def versions_table(table: Mapping[str, Any], accepted: Mapping[str, bool] | None = None) -> Table:

@@ -1,17 +1,22 @@
 """Typed recipes and runtime, and the loader that rejects what it does not know."""
 
+from configs.bakeoff import BakeOff
 from configs.campaign import Base, Campaign, Data, Round
+from configs.entrants import Competitor, competitors
 from configs.load import ConfigError, load, load_runtime
 from configs.methods import describe, method_names
 from configs.runtime import Runtime
 
 __all__ = [
+    "BakeOff",
     "Base",
     "Campaign",
+    "Competitor",
     "ConfigError",
     "Data",
     "Round",
     "Runtime",
+    "competitors",
     "describe",
     "load",
     "load_runtime",

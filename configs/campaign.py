@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from configs.bakeoff import BakeOff
 from configs.fields import Name, Natural, Share, Strict
 from configs.recipes import (
     Adopt,
@@ -62,8 +63,8 @@ class Round(Strict):
     select: Select | None = None
     train: Train | None = None
     online: Online | None = None
-    rows: Literal["samples", "preferences"] = (
-        "samples"  # offline methods: own scored samples, or all preferences so far
+    rows: Literal["samples", "preferences", "demonstrations"] = (
+        "samples"  # offline methods: own scored samples, all preferences so far, or the rows of SFT
     )
     start: Literal["base", "accepted", "sft"] | None = (
         None  # None: base where the method imitates (Llama 2), else accepted
@@ -89,6 +90,7 @@ class Campaign(Strict):
     train: Train = Train()
     online: Online = Online()
     rounds: tuple[Round, ...] = ()
+    bake_off: BakeOff | None = None  # instead of rounds
     evaluate: Evaluate = Evaluate()
     compare: Compare = Compare()
     runtime: Runtime = Runtime()

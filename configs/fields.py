@@ -10,6 +10,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Scalar = bool | int | float | str
+Setting = Scalar | tuple[Scalar, ...]  # of a method
 
 
 class Strict(BaseModel):

@@ -14,12 +14,13 @@ from pydantic import BaseModel, ValidationError
 from configs.campaign import Campaign
 from configs.fields import Strict
 from configs.methods import check_config, describe
-from configs.recipes import Adopt, Annotate, Online, Reward, Source, Train
+from configs.recipes import Adopt, Annotate, Online, Reward, Select, Source, Train
 from configs.runtime import Runtime
 
 FOLDER = Path(__file__).resolve().parent
 MAX_BYTES = 1 << 20
 _SECTIONS = ("sft", "annotate", "probe", "sample", "select", "train", "online", "evaluate", "compare")
+S = TypeVar("S", Train, Select, Online)
 _DERIVED = ("limits", "judge", "seed", "round", "sha256")  # set by the campaign for every section
 
 
@@ -66,9 +67,12 @@ def find(config: str | Path) -> Path:
     raise ConfigError(f"no config {str(config)!r}{hint}")
 
 
-def load(config: str | Path, *, seed: int | None = None, require_data: bool = True) -> Campaign:
+def load(
+    config: str | Path, *, seed: int | None = None, seeds: list[int] | None = None, require_data: bool = True
+) -> Campaign:
     """Read, check and resolve a campaign: content digests of local data are filled in, derived fields are set.
 
+    `seeds` are those of a bake-off; a campaign has one `seed`.
     Without `require_data` a local file that is not there is left without a digest; only a plan can use that.
 
     Raises:
@@ -78,6 +82,9 @@ def load(config: str | Path, *, seed: int | None = None, require_data: bool = Tr
     raw = parse(path.read_bytes(), str(config))
     if seed is not None:
         raw["seed"] = seed
+        seeds = [seed] if seeds is None else seeds
+    if seeds is not None and isinstance(raw.get("bake_off"), dict):
+        raw["bake_off"]["seeds"] = seeds
     try:
         return resolve(check(raw, str(config)), require_data=require_data)
     except ConfigError:
@@ -111,7 +118,7 @@ def check(raw: dict[str, Any], name: str) -> Campaign:
     try:
         campaign = Campaign.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{name}: {_one_line(error)}") from error
+        raise ConfigError(f"{name}: {one_line(error)}") from error
     except RecursionError as error:
         raise ConfigError(f"{name}: nested too deeply") from error
     problem = _misplaced(campaign) or _lacking(campaign)
@@ -129,13 +136,14 @@ def load_runtime(path: str | Path) -> Runtime:
     try:
         return Runtime.model_validate(parse(Path(path).read_bytes(), str(path)))
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_one_line(error)}") from error
+        raise ConfigError(f"{path}: {one_line(error)}") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
 
 
 def _check_methods(c: Campaign) -> None:
-    trains: list[Train | Reward] = [c.sft, c.train, *c.rewards.values(), *(r.train for r in c.rounds if r.train)]
+    trains: list[Train | Reward] = [c.sft, c.train, *c.rewards.values()]
+    trains += [_for(r.method, r.train, c.train) for r in c.rounds if r.train]
     for offline in trains:
         check_config(offline.method, offline.config)
     for select in (c.select, *(r.select for r in c.rounds if r.select)):
@@ -143,6 +151,11 @@ def _check_methods(c: Campaign) -> None:
     for kind, reward in c.rewards.items():
         if reward.kind != kind:
             raise ValueError(f"rewards.{kind}.kind is {reward.kind}")
+    if c.bake_off is not None and c.rounds:
+        raise ValueError(
+            "bake_off and rounds in one config: a bake-off takes its rounds from its methods; leave one out"
+        )
+    check_rounds(c)
     online = False
     for entry in c.rounds:
         if describe(entry.method).loop == "online":
@@ -157,6 +170,35 @@ def _check_methods(c: Campaign) -> None:
             raise ValueError(f"rounds with {needs[0]} need a reward model: give rewards.helpfulness")
     if not online and c.online.preset:
         check_config(c.online.method, c.online.config, c.online.preset)
+
+
+def check_rounds(c: Campaign) -> None:
+    """What a round's sections are to its method. Raises ValueError in one line."""
+    for i, entry in enumerate(c.rounds):
+        method, place = describe(entry.method), f"rounds[{i}]"
+        for name in ("train", "online"):
+            own = getattr(entry, name)
+            if own is not None and "method" in own.model_fields_set and own.method != entry.method:
+                raise ValueError(
+                    f"{place}.{name}.method is {own.method}, the round's is {entry.method}: leave it out there"
+                )
+        if method.loop == "offline" and entry.rows == "samples":
+            check_config(entry.method, _for(entry.method, entry.train, c.train).config)
+        sampled = entry.online or c.online if method.loop == "online" else entry.sample or c.sample
+        if (method.loop == "online" or entry.rows == "samples") and sampled.k < method.least_k:
+            section = "online" if method.loop == "online" else "sample"
+            raise ValueError(
+                f"{place}: {entry.method} compares the responses to one prompt: {section}.k is {sampled.k}, "
+                f"want at least {method.least_k}"
+            )
+
+
+def _for(method: str, own: S | None, shared: S) -> S:
+    """A round's section under its method: its own, or the campaign's without the settings of another method."""
+    section = shared if own is None else own
+    if section.method == method or (own is not None and "method" in own.model_fields_set):
+        return section
+    return section.model_copy(update={"method": method, **({} if own is not None else {"config": {}})})
 
 
 def _misplaced(c: Campaign) -> str | None:
@@ -186,6 +228,8 @@ def _lacking(c: Campaign) -> str | None:
         return "data.held_out: 0 leaves no prompt to evaluate on; 0.2 is usual"
     if c.base.pretrain and not c.data.documents:
         return "data.documents: none given, which base.pretrain learns from"
+    if c.bake_off and not c.data.demonstrations:
+        return "data.demonstrations: none given; all methods of a bake-off start from one SFT model"
     if not c.data.preferences and any(a.annotator == "dataset" for a in annotators):
         return "data.preferences: none given, which the annotator of the rounds deals out"
     return None
@@ -220,8 +264,8 @@ def resolve(c: Campaign, *, require_data: bool = True) -> Campaign:
                 "annotate": fill(entry.annotate or c.annotate, round=i),
                 "probe": fill(entry.probe or c.probe),
                 "sample": fill(entry.sample or c.sample, round=i),
-                "select": fill(entry.select or c.select.model_copy(update={"method": _selector(entry.method, c)})),
-                "train": fill(entry.train or c.train),
+                "select": fill(_for(_selector(entry.method, c), entry.select, c.select)),
+                "train": fill(_for(entry.method, entry.train, c.train)),
                 "online": fill(_with_preset(entry.online or c.online, entry.method, f"rounds[{i - 1}].online")),
             }
         )
@@ -245,7 +289,7 @@ def _with_preset(recipe: Online, method: str, place: str) -> Online:
         whole = Online.model_validate({**loop, **own}).model_dump()
         return Online.model_validate(whole)  # with all fields set, so that what they are to each other is checked
     except ValidationError as error:
-        raise ConfigError(f"{place}, preset {recipe.preset}: {_one_line(error)}") from error
+        raise ConfigError(f"{place}, preset {recipe.preset}: {one_line(error)}") from error
 
 
 def _selector(method: str, c: Campaign) -> str:
@@ -298,10 +342,7 @@ def _adopt_digest(adopt: Adopt, require: bool) -> Adopt:
     return adopt
 
 
-M = TypeVar("M", bound=BaseModel)
-
-
-def _one_line(error: ValidationError) -> str:
+def one_line(error: ValidationError) -> str:
     """The first problem of a validation error, with the nearest known key for a misspelt one."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"]) or "the file"

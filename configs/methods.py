@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from configs.fields import Scalar
+from configs.fields import Scalar, Setting
 
 METHODS = Path(__file__).resolve().parent.parent / "methods"
 
@@ -24,6 +24,7 @@ class Described:
     presets: tuple[str, ...]
     loops: Mapping[str, Mapping[str, Scalar]]  # the presets' settings of the loop, fields of configs.recipes.Online
     selects: bool
+    least_k: int = 1  # responses to one prompt that it compares
 
 
 def method_names() -> list[str]:
@@ -57,7 +58,7 @@ def describe(name: str) -> Described:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         value = getattr(node, "value", None)
         if isinstance(target, ast.Name) and value is not None:
-            if target.id in ("loop", "columns", "forwards"):
+            if target.id in ("loop", "columns", "forwards", "least_k"):
                 values[target.id] = ast.literal_eval(value)
             elif target.id == "PRESETS" and isinstance(value, ast.Dict):
                 presets = tuple(str(ast.literal_eval(key)) for key in value.keys if key is not None)
@@ -72,10 +73,15 @@ def describe(name: str) -> Described:
     columns, forwards = values.get("columns", ()), values.get("forwards", ())
     assert isinstance(columns, tuple) and isinstance(forwards, tuple)
     selects = any(isinstance(node, ast.FunctionDef) and node.name == "select" for node in tree.body)
-    return Described(name, str(values.get("loop", "offline")), columns, forwards, fields, presets, loops, selects)
+    compared = 2 if selects and {"chosen", "responses"} & set(columns) else 1
+    least_k = values.get("least_k", compared)
+    assert isinstance(least_k, int)
+    return Described(
+        name, str(values.get("loop", "offline")), columns, forwards, fields, presets, loops, selects, least_k
+    )
 
 
-def _fits(value: Scalar, annotation: str) -> bool:
+def _fits(value: Setting, annotation: str) -> bool:
     options = [part.strip() for part in annotation.split("|")]
     for option in options:
         if option == "bool" and isinstance(value, bool):
@@ -88,12 +94,12 @@ def _fits(value: Scalar, annotation: str) -> bool:
             return True
         if option.startswith("Literal[") and value in ast.literal_eval(f"[{option[8:-1]}]"):
             return True
-        if option.startswith(("tuple", "Mapping", "dict")):
+        if option.startswith("tuple") and isinstance(value, tuple):
             return True
     return False
 
 
-def check_config(name: str, config: Mapping[str, Scalar], preset: str | None = None) -> None:
+def check_config(name: str, config: Mapping[str, Setting], preset: str | None = None) -> None:
     """Check a recipe's `config` against the method's Config.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from configs.fields import Count, Name, Natural, Positive, Scalar, Share, Strict
+from configs.fields import Count, Name, Natural, Positive, Setting, Share, Strict
 
 Rows = Literal["documents", "examples", "prompts", "preferences"]
 Columns = dict[str, str]
@@ -147,7 +147,7 @@ class Train(Strict):
     """One offline training run: rows -> a model, by the method's loss."""
 
     method: Name = "sft"
-    config: dict[str, Scalar] = Field(default_factory=dict)  # the method's own Config, checked against its file
+    config: dict[str, Setting] = Field(default_factory=dict)  # the method's own Config, checked against its file
     optimizer: Optimizer = Optimizer()
     epochs: Positive = 2.0
     max_steps: Natural = 0  # 0 = epochs decide
@@ -164,7 +164,7 @@ class Reward(Strict):
 
     kind: Literal["helpfulness", "safety"] = "helpfulness"
     method: Name = "reward"
-    config: dict[str, Scalar] = Field(default_factory=dict)  # margin: small|large|none, safety_weight
+    config: dict[str, Setting] = Field(default_factory=dict)  # margin: small|large|none, safety_weight
     own_share: Share = 0.5  # of the rows, from this kind's own preferences: 50/50 helpfulness, 90/10 safety
     optimizer: Optimizer = Optimizer(learning_rate=1e-5)
     epochs: Positive = 1.0
@@ -223,7 +223,7 @@ class Select(Strict):
     """Scored responses of all rounds -> training rows, by the piecewise rule and the method's `select`."""
 
     method: Name = "rejection"
-    config: dict[str, Scalar] = Field(default_factory=dict)
+    config: dict[str, Setting] = Field(default_factory=dict)
     rounds: Literal["all", "previous"] = "all"  # Llama 2 lost its rhymes with "previous" (METHODS 3.4)
     threshold: float = -1.7346  # raw safety score = logit(0.15) (METHODS 4.1)
     seed: int = 0
@@ -274,7 +274,7 @@ class Online(Strict):
 
     method: Name = "ppo"
     preset: str | None = None
-    config: dict[str, Scalar] = Field(default_factory=dict)
+    config: dict[str, Setting] = Field(default_factory=dict)
     optimizer: Optimizer = Optimizer(learning_rate=1e-6, schedule="constant", warmup=0.0, min_warmup_steps=0)
     critic_optimizer: Optimizer = Optimizer(learning_rate=5e-6, schedule="constant", warmup=0.0, min_warmup_steps=0)
     iterations: Count = 200
@@ -337,3 +337,14 @@ class Compare(Strict):
     judge: Literal["world", "stories", "none"] = "world"
     limits: Limits = Limits()
     seed: int = 0
+
+
+class Rank(Strict):
+    """The competitors of a bake-off, each against every other on the same held-out prompts."""
+
+    versions: tuple[str, ...] = ()  # names of the competitors; of each, one evaluation a seed
+    seeds: tuple[int, ...] = ()  # the `evaluations` inputs are those of the first seed, then of the next
+    start: str = "v0"  # what all began from
+    planted: str | None = None  # a bad learner that must come last
+    bootstrap: Count = 50_000  # so many that a p-value can stay small when it is multiplied by all pairs
+    level: Share = 0.05  # of the family-wise error after Holm's correction

@@ -46,7 +46,7 @@ class Talk:
         """
         room = getattr(self.model.config, "max_position_embeddings", None) or 4096
         most = min(self.most, room // 2)
-        fitted = self.chat.fit_prompt(self.messages, room - most)
+        fitted = self.chat.fit_prompt(self.chat.asking(self.messages), room - most)
         if fitted is None:
             self.messages.pop()
             raise StageError(f"that turn is too long: the model reads at most {room - most} tokens")

@@ -67,7 +67,7 @@ def fit(chat: Any, rows: Iterator[Row], limit: int, folder: Path) -> tuple[list[
     kept: list[tuple[Row, list[int]]] = []
     dropped: list[str] = []
     for row in rows:
-        messages = chat.fit_prompt(row["messages"], limit)
+        messages = chat.fit_prompt(chat.asking(row["messages"]), limit)
         if messages is None:
             dropped.append(row["id"])
         else:

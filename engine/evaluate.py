@@ -163,7 +163,11 @@ def _answer(
         rows=job.runtime.sample_rows,
     )
     pairs = [(ids, response.token_ids) for (_, ids), response in zip(kept, found)]
-    divergence = sequence_kl(policy, reference, pairs, chat, recipe.temperature, job.runtime.score_rows)
+    plain = pairs
+    if chat.asks:  # the reference was never told about conditions: it reads the prompt without
+        fitted = [chat.fit_prompt(row["messages"], recipe.limits.prompt_tokens) for row, _ in kept]
+        plain = [(chat.prompt_ids(messages), ids) for messages, (_, ids) in zip(fitted, pairs)]
+    divergence = sequence_kl(policy, reference, pairs, chat, recipe.temperature, job.runtime.score_rows, plain)
     return [
         {
             "prompt_id": row["id"],
@@ -183,18 +187,26 @@ def _answer(
 
 
 def sequence_kl(
-    policy: Any, reference: Any, pairs: Sequence[tuple[list[int], list[int]]], chat: Any, temperature: float, rows: int
+    policy: Any,
+    reference: Any,
+    pairs: Sequence[tuple[list[int], list[int]]],
+    chat: Any,
+    temperature: float,
+    rows: int,
+    plain: Sequence[tuple[list[int], list[int]]] | None = None,
 ) -> list[float]:
     """Log-ratio of each sampled response, summed over its tokens, in nats: its mean is KL(policy || reference).
 
     Both at the sampling temperature (another one gives a biased, even negative, estimate: METHODS 0.6).
+    plain: the same responses under the prompts that the reference reads, where those are others.
     """
     found: list[float] = []
     device = next(policy.parameters()).device
     with torch.inference_mode():
         for first in range(0, len(pairs), rows):
             padded = collate(pairs[first : first + rows], pad_id=chat.pad_id).to(device)
-            gap = logps(policy, padded, temperature=temperature) - logps(reference, padded, temperature=temperature)
+            theirs = collate((plain or pairs)[first : first + rows], pad_id=chat.pad_id).to(device)
+            gap = logps(policy, padded, temperature=temperature) - logps(reference, theirs, temperature=temperature)
             found.extend(gap.double().sum(1).tolist())
     return found
 
@@ -208,7 +220,7 @@ def _smoke(job: Job, chat: Any, policy: Any, scorers: Sequence[Scorer]) -> list[
         asked = (
             [list(m) for m in gold.smoke_prompts] if gold else [[{"role": "user", "content": text}] for text in SMOKE]
         )
-    fitted = [(m, chat.fit_prompt(m, recipe.limits.prompt_tokens)) for m in asked]
+    fitted = [(m, chat.fit_prompt(chat.asking(m), recipe.limits.prompt_tokens)) for m in asked]
     fits = [(m, chat.prompt_ids(short)) for m, short in fitted if short is not None]
     found = generate(
         policy, chat, [ids for _, ids in fits], [(f"smoke-{i}", 0) for i in range(len(fits))], seed=recipe.seed,

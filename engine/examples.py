@@ -75,6 +75,8 @@ class Reader:
         return self._ranking(row, prompt)
 
     def _prompt(self, row: Row, messages: list[dict[str, str]]) -> list[dict[str, str]] | None:
+        if self.schema != "Example":  # an example says itself what it is conditioned on
+            messages = self.chat.asking(messages)
         if hasattr(self.method, "condition") and (more := self.method.condition(row, self.config)):
             messages = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + more}]
         fitted = self.chat.fit_prompt(messages, self.limits.prompt_tokens)

@@ -217,6 +217,11 @@ def _restore(r: Run, progress: Progress) -> None:
     r.learner = adjust(r.learner, r.config, [rung["rung"] for rung in progress.rungs])
 
 
+def _greedy(r: Run) -> int:
+    """Responses beside the rollouts that a batch samples."""
+    return r.recipe.batch_size // r.recipe.k if getattr(r.method, "baseline", "") == "greedy" else 0
+
+
 def _publish(r: Run, progress: Progress, rolled: Rolled) -> dict[str, Any]:
     """Write the policy (after an alarm that stops: the anchor) and the last rollouts; returns the summary."""
     job, learner = r.job, r.learner
@@ -242,6 +247,7 @@ def _publish(r: Run, progress: Progress, rolled: Rolled) -> dict[str, Any]:
         "critic_steps": 0 if learner.critic is None else learner.critic.updates,
         "warmup_batches": int(sum(row["warmup"] for row in job.rows)),
         "rollouts": progress.step * r.recipe.batch_size,
+        "sampled": progress.step * (r.recipe.batch_size + _greedy(r)),
         "tokens": progress.tokens,
         "prompts": {"read": len(r.prompts.rows) + r.dropped, "dropped_long_prompt": r.dropped},
         "score_first": job.rows[0]["score"],

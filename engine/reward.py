@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def run(job: Job) -> dict[str, Any]:
     if "reward" not in method.forwards:
         raise StageError(f"method {recipe.method} does not train a reward model; use reward or one like it")
     config, start = method.Config(**recipe.config), job.folder("model")
-    chat = load_chat(start)
+    chat = replace(load_chat(start), asks="")  # a reward model judges answers to what the user said
     reader = Reader(chat, recipe.limits, method, config)
     rows = (row for folder in job.folders("preferences") for row in read_rows(folder / "rows.parquet", reader.schema))
     train, held = split(reader, rows, recipe.held_out)

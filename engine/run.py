@@ -39,6 +39,7 @@ RECIPES = {
     "continuing": continuing.Continue,
     "measure": continuing.Measure,
     "transplant": continuing.Transplant,
+    "rank": recipes.Rank,
 }
 
 

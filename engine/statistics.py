@@ -112,6 +112,15 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (ends - (count - 1) / 2)[place]
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's corrected p-values, in the given order: below a level with family-wise error at most that level."""
+    found, worst = [0.0] * len(p), 0.0
+    for done, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        worst = max(worst, min(1.0, (len(p) - done) * p[i]))
+        found[i] = worst
+    return found
+
+
 def best_of_n(proxy: Sequence[float], gold: Sequence[float], n: int) -> float:
     """Unbiased estimate of the gold score of the proxy's best of n, from N >= n samples (METHODS 9.3).
 

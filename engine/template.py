@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ class Chat:
     tokenizer: PreTrainedTokenizerBase
     template: Template
     folder: Path | None = None  # where the tokenizer's files lie, to be copied unchanged
+    asks: str = ""  # what a conditioned policy wants at the end of the last user turn; never part of the fingerprint
 
     @property
     def bos_id(self) -> int | None:
@@ -66,6 +67,13 @@ class Chat:
             found = messages[-1]["role"] if messages else "no turn"
             raise StageError(f"a prompt ends with a user turn; found {found}")
         return [token for piece, _ in self._pieces(messages, prompt=True) for token in piece]
+
+    def asking(self, messages: Messages) -> list[dict[str, str]]:
+        """The prompt as this policy wants it asked: what it was conditioned on stands at the end of the last user turn."""
+        turns = [dict(m) for m in messages]
+        if self.asks and turns:
+            turns[-1]["content"] += self.asks
+        return turns
 
     def response_ids(self, text: str) -> list[int]:
         """Token ids of a response, EOS last."""
@@ -254,13 +262,15 @@ def load_chat(folder: Path) -> Chat:
             f"{folder.name}: tokenizer and template read text differently (fingerprint {chat.fingerprint[:12]}) from "
             f"what the model was trained with ({card['fingerprint'][:12]}); restore its tokenizer files"
         )
-    return chat
+    return replace(chat, asks=card.get("asks", ""))
 
 
 def save_card(chat: Chat, out: Path, kind: Literal["policy", "reward"]) -> None:
     """Write the tokenizer's files and the card beside a model."""
     chat.save(out)
     card = {"kind": kind, "template": chat.template.model_dump(), "fingerprint": chat.fingerprint}
+    if kind == "policy" and chat.asks:
+        card["asks"] = chat.asks
     (out / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
 
 

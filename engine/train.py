@@ -1,6 +1,8 @@
 """Rows -> a model, by the loss of an offline method: SFT, a round's fine-tuning, preference optimisation."""
 
+import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,8 @@ def run(job: Job) -> dict[str, Any]:
         same_start=fingerprint(fixed) == fingerprint(start),
     )
     model, summary = fit(job, plan)
+    if reader.schema == "Example":
+        chat = replace(chat, asks=_condition(job, method, config))
     save_model(model, chat, job.out, "policy", recipe.dtype)
     return {**summary, "replayed": replayed, "read": dict(sorted(reader.counts.items()))}
 
@@ -72,6 +76,14 @@ def run(job: Job) -> dict[str, Any]:
 def read_items(reader: Reader, folders: list[Path]) -> list[Item]:
     """The items of all row artifacts, oldest first."""
     return [item for folder in folders for item in reader.read(read_rows(folder / "rows.parquet", reader.schema))]
+
+
+def _condition(job: Job, method: Any, config: Any) -> str:
+    """What to ask of the model that is trained: what its rows were conditioned on, or what the method reads into them."""
+    files = [file for folder in job.folders("rows") if (file := folder / "condition.json").exists()]
+    if files:
+        return str(json.loads(files[-1].read_text())["text"])
+    return str(method.target(config)) if hasattr(method, "condition") else ""
 
 
 def _replay(job: Job, recipe: Train, chat: Chat, items: list[Item]) -> int:

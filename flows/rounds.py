@@ -108,7 +108,7 @@ def _round(
             prompts=prompts,
             examples=demonstrations,
         )
-    rows = preferences
+    rows = [demonstrations] if entry.rows == "demonstrations" and demonstrations else preferences
     if entry.rows == "samples":
         tried = None
         if entry.probe and entry.probe != "none":

@@ -23,6 +23,7 @@ and, where it needs them:
               text for the end of the last user turn.
     signal    (rollout, config, state) -> (tensors, state, metrics): per-token [B, R] training signal of the whole rollout
               batch, gathered from all ranks. `state` is a plain dict of floats; it starts as `initial_state(config)`.
+    least_k   responses to one prompt that it compares, where more than one (methods with `select` of pairs and rankings: 2).
     baseline  "greedy": the loop also decodes greedily and scores it (`rollout.baseline_score`).
     condition (row, config) -> str: text for the end of the last user turn of a training row (steerlm: its attributes).
     target    (config) -> str: the same text for sampling and evaluation: what is asked for. It belongs to the model.

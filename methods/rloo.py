@@ -16,6 +16,7 @@ from methods.groups import group_means, require_groups
 from methods.rollouts import rollout_metrics, signal_metrics
 
 loop = "online"
+least_k = 2  # responses a prompt: each is compared with the others
 unit = "row"
 columns = ("prompt",)
 forwards = ("policy_logp", "old_logp")

@@ -13,6 +13,7 @@ from report.evidence import Evidence
 from report.model_card import model_card
 from report.page import write
 from report.pair import write_pair
+from report.ranking import write_ranking
 from report.record import view_of
 from report.view import View
 from storage import StorageError, Store, open_store
@@ -32,9 +33,11 @@ def main(arguments: list[str]) -> int:
             view = _view(store, given.campaign)
             if given.beside:
                 write_pair(store, view, _view(store, given.beside), given.page)
+            elif view.config.get("bake_off"):
+                write_ranking(store, view, given.page)
             else:
                 write(store, view, given.page)
-            if given.cards:
+            if given.cards and not view.config.get("bake_off"):
                 evidence = Evidence(view, Archive(store))
                 for version in view.versions:
                     if evidence.archive.manifest(version.model) is not None:

@@ -10,6 +10,7 @@ from tasks.measure import measure
 from tasks.online import online
 from tasks.pack import pack
 from tasks.pretrain import pretrain
+from tasks.rank import rank
 from tasks.reward import reward
 from tasks.run import Artifact, Run, Stopped, connect
 from tasks.sample import probe, sample
@@ -36,6 +37,7 @@ __all__ = [
     "pack",
     "pretrain",
     "probe",
+    "rank",
     "reward",
     "sample",
     "score",

@@ -66,6 +66,8 @@ def write_report(run: Run, beside: Run | None = None) -> str:
         if done.returncode:
             raise StageFailed(f"report: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
         run.store.put(f"reports/{name}", page.read_bytes())
+        if (table := page.with_suffix(".md")).exists():
+            run.store.put(f"reports/{name.removesuffix('.html')}.md", table.read_bytes())
     return f"{run.store.url.rstrip('/')}/reports/{name}"
 
 

@@ -6,6 +6,7 @@ import methods
 
 BAD = [
     ("rejection", {"keep": 0}, "keep 0"),
+    ("rejection", {"take": "any"}, "take 'any'"),
     ("rejection", {"truncated": "drop"}, "truncated 'drop'"),
     ("rejection", {"penalty": -1.0}, "penalty -1.0"),
     ("rejection", {"penalty": float("nan")}, "penalty nan"),

@@ -1,0 +1,214 @@
+"""The flow `bake-off`: every method from the same SFT model, reward models, prompts and budget, and who is best."""
+
+from pathlib import Path
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from configs import Campaign, Competitor, ConfigError, Round, competitors, describe, load, load_runtime
+from configs.recipes import Ingest, Rank
+from flows.iterative import RUNNER
+from tasks import (
+    Artifact,
+    Run,
+    adopt,
+    annotate,
+    connect,
+    evaluate,
+    ingest,
+    online,
+    pretrain,
+    rank,
+    reward,
+    sample,
+    score,
+    select,
+    train,
+)
+from tasks.launch import stop_all, warm_up
+from tasks.outcome import publish
+from tasks.watch import listener
+
+START = "v0"
+
+
+class Shared:
+    """What the competitors of one seed have in common; every one of its stages is computed once."""
+
+    def __init__(self, run: Run, campaign: Campaign, seed: int) -> None:
+        self.run, self.campaign, self.mark = run, campaign, f"s{seed}"
+        c = campaign
+        self.prompts = self.rows("prompts")
+        self.demonstrations = self.rows("demonstrations")
+        self.base = self._base()
+        self.start = train(run, self.label(START), c.sft, model=self.base, rows=[self.demonstrations])
+        given = c.annotate.annotator == "dataset"
+        self.preferences = annotate(
+            run,
+            self.label("annotate"),
+            c.annotate,
+            policy_a=None if given else self.start,
+            policy_b=None if given else self.start,
+            prompts=self.prompts,
+            preferences=self.rows("preferences") if given else None,
+        )
+        self.rewards = [
+            reward(run, self.label(kind), recipe, model=self.start, preferences=[self.preferences])
+            for kind, recipe in sorted(c.rewards.items())
+        ]
+        self.scored: dict[str, Artifact] = {}
+
+    def label(self, name: str) -> str:
+        return f"{self.mark}-{name}"
+
+    def rows(self, rows: str) -> Artifact:
+        data, kind = self.campaign.data, {"demonstrations": "examples"}.get(rows, rows)
+        recipe = Ingest(
+            rows=kind,  # type: ignore[arg-type]  # one of its literals
+            sources=getattr(data, rows),
+            held_out=data.held_out,
+            max_rejected=data.max_rejected,
+            seed=self.campaign.seed,
+        )
+        return ingest(self.run, self.label(rows), recipe)
+
+    def _base(self) -> Artifact:
+        base = self.campaign.base
+        if base.adopt is not None:
+            return adopt(self.run, self.label("base"), base.adopt)
+        assert base.pretrain is not None
+        return pretrain(self.run, self.label("base"), base.pretrain, documents=self.rows("documents"))
+
+    def pool(self, entry: Round, name: str, policy: Artifact) -> Artifact:
+        """Scored samples of a policy under the round's part of the prompts; made once for all who ask for the same."""
+        assert entry.sample is not None
+        key = f"{policy.ref.key}:{entry.sample.model_dump_json()}"
+        if key not in self.scored:
+            made = name if self.scored else "pool"
+            drawn = sample(
+                self.run, self.label(f"{made}-sample"), entry.sample, policy=policy, prompts=self.prompts, probe=None
+            )
+            self.scored[key] = score(
+                self.run, self.label(f"{made}-score"), self.run.score_recipe(), rewards=self.rewards, samples=[drawn]
+            )
+        return self.scored[key]
+
+    def judge(self, name: str, policy: Artifact) -> Artifact:
+        recipe = self.campaign.evaluate.model_copy(update={"version": name, "earlier": (), "best": None})
+        label = self.label(name)
+        self.run.versions[label] = policy
+        self.run.evaluations[label] = evaluate(
+            self.run,
+            self.label(f"{name}-evaluate"),
+            recipe,
+            policy=policy,
+            reference=self.start,
+            rewards=self.rewards,
+            prompts=self.prompts,
+            earlier=(),
+        )
+        return self.run.evaluations[label]
+
+
+def compete(run: Run) -> Artifact:
+    """Lay out the whole bake-off; returns the ranking."""
+    bake_off = run.campaign.bake_off
+    assert bake_off is not None
+    evaluations: list[Artifact] = []
+    names: tuple[str, ...] = ()
+    for seed in bake_off.seeds:
+        campaign, entered = competitors(run.campaign, seed)
+        shared = Shared(run, campaign, seed)
+        names = (START, *(one.name for one in entered))
+        evaluations.append(shared.judge(START, shared.start))
+        evaluations += [shared.judge(one.name, _trained(run, shared, one)) for one in entered]
+        run.reached(shared.mark)
+    recipe = Rank(
+        versions=names,
+        seeds=bake_off.seeds,
+        start=START,
+        planted=bake_off.planted,
+        bootstrap=bake_off.bootstrap,
+        level=bake_off.level,
+    )
+    return rank(run, "ranking", recipe, evaluations=evaluations)
+
+
+def _trained(run: Run, shared: Shared, competitor: Competitor) -> Artifact:
+    """The competitor's model after all its turns; each starts from the one before it."""
+    policy = shared.start
+    for entry in competitor.rounds:
+        policy = _turn(run, shared, entry, policy)
+    return policy
+
+
+def _turn(run: Run, shared: Shared, entry: Round, policy: Artifact) -> Artifact:
+    method, name = describe(entry.method), str(entry.version)
+    assert entry.train and entry.select and entry.online, "the loader fills every section"
+    if method.loop == "online":
+        return online(
+            run,
+            shared.label(name),
+            entry.online,
+            policy=policy,
+            reference=policy,
+            rewards=shared.rewards,
+            prompts=shared.prompts,
+            examples=shared.demonstrations if entry.online.ptx_weight > 0 else None,
+        )
+    rows = shared.demonstrations if entry.rows == "demonstrations" else shared.preferences
+    if entry.rows == "samples":
+        rows = select(run, shared.label(f"{name}-select"), entry.select, scored=[shared.pool(entry, name, policy)])
+    replay = shared.demonstrations if "messages" in method.columns and entry.rows == "samples" else None
+    reference = policy if "reference_logp" in method.forwards else None
+    return train(run, shared.label(name), entry.train, model=policy, rows=[rows], replay=replay, reference=reference)
+
+
+def _run_name() -> str:
+    """The bake-off's name and seeds, as people see them in the UI."""
+    given = flow_run.parameters
+    seeds = given.get("seeds")
+    return Path(str(given.get("config"))).stem + (f", seeds {' '.join(map(str, seeds))}" if seeds else "")
+
+
+@flow(
+    name="bake-off",
+    flow_run_name=_run_name,
+    task_runner=RUNNER,
+    persist_result=False,
+)
+def compare(
+    config: str = "bake-off", seeds: list[int] | None = None, store: str | None = None, runtime: str | None = None
+) -> str:
+    """Let all methods of a bake-off compete, reusing every stage that the store has, and rank them.
+
+    Args:
+        config: a YAML file with a section `bake_off`, or the name of one that comes with the project.
+        seeds: instead of the config's.
+        store: URL of the object store, instead of the config's; file:///... or s3://bucket/prefix.
+        runtime: a YAML file with another `runtime:`.
+
+    Returns:
+        The key of the ranking.
+    """
+    warm_up()
+    campaign = load(config, seeds=seeds)
+    if campaign.bake_off is None:
+        raise ConfigError(f"{config} has no section bake_off; run it with llama2-style/iterative")
+    chosen = load_runtime(runtime) if runtime else campaign.runtime
+    run = Run(campaign, connect(store, chosen), chosen, listen=listener())
+    try:
+        compete(run)
+        run.settle()
+        return publish(run)
+    except BaseException:
+        run.cancelled.set()
+        stop_all()
+        raise
+
+
+if __name__ == "__main__":
+    try:
+        compare()
+    except ConfigError as error:
+        raise SystemExit(str(error)) from None
