@@ -25,7 +25,9 @@ class Config:
     """Which candidates may win, and how many do."""
 
     keep: int = 1  # responses a prompt (METHODS 3.4)
-    take: Literal["best", "worst"] = "best"  # worst: a learner that must lose, to see whether a comparison notices; ours
+    take: Literal["best", "worst"] = (
+        "best"  # worst: a learner that must lose, to see whether a comparison notices; ours
+    )
     truncated: Literal["exclude", "penalise", "keep"] = "exclude"  # without EOS, yet often scored well (METHODS 3.8)
     penalty: float = 1.0  # off the score of a truncated response, with truncated = penalise; ours
 
