@@ -1,6 +1,8 @@
 """benchmarks.seeds: tables of several seeds from what is in a store."""
 
-from benchmarks.seeds import HEADS, markdown, mean_of, results, rewards, versions
+import pytest
+
+from benchmarks.seeds import HEADS, accuracies, gains, markdown, mean_of, results, rewards, spread, versions
 from configs.load import FOLDER
 from storage import open_store
 
@@ -26,7 +28,9 @@ def test_numbers_come_from_the_evaluations_and_scores_from_the_comparison() -> N
     assert table["v1"] == [0.5, 1.0, -2.0, None, 0.6, None, 12.5, 0.0]
     assert rewards(found) == {"r1-safety": {"all": 9, "accuracy": 0.7, "low": 0.5, "high": 0.9, "pairs": 7}}
     other = {"v0": [0.75, *table["v0"][1:]]}
-    assert mean_of([table, other])["v0"][0] == 0.5 and mean_of([table, other])["v1"] == table["v1"]
+    both = mean_of([table, other])
+    assert both["v0"][0] == (0.5, pytest.approx(12.7062 * 0.25)) and both["v1"][0] == (0.5, None) and both["v1"][3] is None
+    assert markdown("x", both).splitlines()[2].startswith("| v0 | 0.500 +- 3.177 | 1.000 +- 0.000 | - |")
     assert markdown("x", table).splitlines()[2] == "| v0 | 0.250 | 1.000 | - | - | - | - | 12.5 | 0.000 |"
     assert all(len(row) == len(HEADS) for row in table.values())
 
@@ -34,3 +38,19 @@ def test_numbers_come_from_the_evaluations_and_scores_from_the_comparison() -> N
 def test_nothing_in_the_store_is_an_empty_table(tmp_path_factory: object) -> None:
     store = open_store(tmp_path_factory.mktemp("seeds") / "store")  # type: ignore[attr-defined]
     assert versions(results(str(FOLDER / "micro.yaml"), 3, store)) == {}
+
+
+def test_an_interval_over_seeds_is_students() -> None:
+    assert spread([]) is None and spread([0.5]) == (0.5, None)
+    mean, half = spread([1.0, 2.0, 3.0, 4.0, 5.0]) or (0.0, None)
+    assert mean == 3.0 and half == pytest.approx(1.963243, abs=1e-5)  # 2.776445 * sqrt(2.5 / 5)
+
+
+def test_gains_are_paired_and_accuracies_seed_by_seed() -> None:
+    difference = {"mean": 0.1, "low": 0.02, "high": 0.2}
+    one = {"v0-evaluate": {"version": "v0", "against": {}},
+           "v1-evaluate": {"version": "v1", "against": {"v0": {"gold": {"difference": difference}}}}}  # fmt: skip
+    assert gains(one) == {"v1": difference}
+    held = lambda value: {"r1-safety": {"mix": {}, "held_out": {"pairs": 9, "own": {"accuracy": value}}}}
+    assert accuracies({1: held(0.6), 2: held(0.8), 3: {}})["r1-safety"][1:] == [0.6, 0.8, None]
+    assert accuracies({1: held(0.6), 2: held(0.8)})["r1-safety"][0] == (pytest.approx(0.7), pytest.approx(1.27062))
