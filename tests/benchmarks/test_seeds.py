@@ -29,7 +29,9 @@ def test_numbers_come_from_the_evaluations_and_scores_from_the_comparison() -> N
     assert rewards(found) == {"r1-safety": {"all": 9, "accuracy": 0.7, "low": 0.5, "high": 0.9, "pairs": 7}}
     other = {"v0": [0.75, *table["v0"][1:]]}
     both = mean_of([table, other])
-    assert both["v0"][0] == (0.5, pytest.approx(12.7062 * 0.25)) and both["v1"][0] == (0.5, None) and both["v1"][3] is None
+    assert (
+        both["v0"][0] == (0.5, pytest.approx(12.7062 * 0.25)) and both["v1"][0] == (0.5, None) and both["v1"][3] is None
+    )
     assert markdown("x", both).splitlines()[2].startswith("| v0 | 0.500 +- 3.177 | 1.000 +- 0.000 | - |")
     assert markdown("x", table).splitlines()[2] == "| v0 | 0.250 | 1.000 | - | - | - | - | 12.5 | 0.000 |"
     assert all(len(row) == len(HEADS) for row in table.values())
