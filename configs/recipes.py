@@ -93,6 +93,14 @@ class Optimizer(Strict):
     clip: float = Field(default=1.0, ge=0.0)  # global gradient norm; 0 = off
 
 
+class Lora(Strict):
+    """Low-rank adapters (arXiv 2106.09685) instead of training every weight; what is published has them merged."""
+
+    rank: Count = 8
+    alpha: Positive = 16.0  # the adapters' part is multiplied by alpha / rank
+    targets: Literal["linear", "attention"] = "linear"  # all linear layers of the blocks, or those of attention
+
+
 class Ingest(Strict):
     """Outside data -> typed rows, validated, mixed and split by the hash of the normalised first user turn."""
 
@@ -155,6 +163,7 @@ class Train(Strict):
     replay: Share = 0.0  # share of extra SFT rows mixed in (METHODS 3.2: 0.1, ours)
     limits: Limits = Limits()
     dropout: Share = 0.0
+    lora: Lora | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
@@ -171,6 +180,7 @@ class Reward(Strict):
     batch_size: Count = 512
     held_out: Share = 0.1  # of the training prompts, by hash, for the certificate; given held-out pairs add to it
     limits: Limits = Limits()
+    lora: Lora | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
@@ -296,6 +306,7 @@ class Online(Strict):
     ptx_batch_size: Count = 32  # examples a policy step
     tripwires: Tripwires = Tripwires()
     limits: Limits = Limits()
+    lora: Lora | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from engine.adapters import weight_of
 from engine.caches import attend, cache_for, merge
 
 # Above this many parameters the second copy of the weights that LlamaDecoder makes costs more than it gains.
@@ -96,15 +97,15 @@ class LlamaDecoder:
     def _weights(self, layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One layer's matrices: [q, k, rotated q, rotated k, v]; the other way round: output, [gate, up], down."""
         attention, mlp = layer.self_attn, layer.mlp
-        scaled = attention.q_proj.weight / math.sqrt(self.width)
-        straight = torch.cat([scaled, attention.k_proj.weight])
+        scaled = weight_of(attention.q_proj) / math.sqrt(self.width)
+        straight = torch.cat([scaled, weight_of(attention.k_proj)])
         halves = straight.view(self.heads + self.kv, 2, self.width // 2, -1)
         turned = torch.stack([-halves[:, 1], halves[:, 0]], 1).reshape(straight.shape)
-        first = torch.cat([straight, turned, attention.v_proj.weight])
+        first = torch.cat([straight, turned, weight_of(attention.v_proj)])
         first = first * (layer.input_layernorm.weight * self.root)
-        gated = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+        gated = torch.cat([weight_of(mlp.gate_proj), weight_of(mlp.up_proj)])
         gated = gated * (layer.post_attention_layernorm.weight * self.root)
-        found = (first, attention.o_proj.weight.t(), gated.t(), mlp.down_proj.weight.t())
+        found = (first, weight_of(attention.o_proj).t(), gated.t(), weight_of(mlp.down_proj).t())
         return tuple(matrix.detach() for matrix in found)  # type: ignore[return-value]
 
     def _normed(self, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine import checkpoint, drawing
+from engine import adapters, checkpoint, drawing
 from engine.errors import NotFinite, StageError
 from engine.evidence import metrics, scored_rows, write_alarm, write_bad
 from engine.job import Job
@@ -234,7 +234,7 @@ def _publish(r: Run, progress: Progress, rolled: Rolled) -> dict[str, Any]:
         raise StageError(f"{done} optimizer steps were done, {planned} were planned")
     elif checkpoint.sums(r.models.policy) == progress.sums:
         raise StageError("training did not move any weight of the policy: is the learning rate 0?")
-    save_model(learner.policy.gather(), r.chat, job.out, "policy", r.recipe.dtype)
+    save_model(adapters.merged(learner.policy.gather()), r.chat, job.out, "policy", r.recipe.dtype)
     policy = f"{drawing.fingerprint(job.folder('policy'))}-{progress.iteration - 1}"
     rows = scored_rows(rolled, r.chat, r.recipe, policy, r.judges, f"online-{progress.iteration}")
     write_rows(job.out / "rollouts-last.parquet", "Scored", rows)

@@ -1,6 +1,7 @@
 """Who and what takes part in an online run, put together from the inputs of its job."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 import methods
 from configs.recipes import Online
-from engine import drawing
+from engine import adapters, drawing
 from engine.errors import StageError
 from engine.examples import Item, Reader
 from engine.job import Job
@@ -73,7 +74,7 @@ def open_run(job: Job, judge: Judge | None) -> Run:
     scorers = load_scorers(folders, job.runtime, chat.fingerprint) if judge is None else []
     if judge is None and not scorers:
         raise StageError("online needs a reward model: give rewards")
-    policy, critic = load_policy(start, job.runtime), None
+    policy, critic = adapters.add(load_policy(start, job.runtime), recipe.lora, recipe.seed), None
     steps = recipe.iterations * recipe.epochs * (recipe.batch_size // recipe.minibatch_size)
     if "value" in method.forwards:
         found = [job.folder("critic_start")] if "critic_start" in job.inputs else folders
@@ -82,10 +83,11 @@ def open_run(job: Job, judge: Judge | None) -> Run:
         model = critic_from_reward(found[0], job.runtime)
         if recipe.critic_head == "zero":
             torch.nn.init.zeros_(model.score.weight)
+        model = adapters.add(model, recipe.lora, recipe.seed)
         critic = Plain(model, recipe.critic_optimizer, steps + recipe.warmup_batches * recipe.warmup_steps)
     models = Models(
         policy=policy,
-        reference=freeze(load_policy(job.folder("reference") if "reference" in job.inputs else start, job.runtime)),
+        reference=_reference(job, policy, start),
         critic=None if critic is None else critic.model,
         judge=judge or judge_of(scorers),
         chat=chat,
@@ -96,6 +98,14 @@ def open_run(job: Job, judge: Judge | None) -> Run:
                       shape_of(policy), _examples(job, recipe, chat))  # fmt: skip
     prompts = Prompts([row for row, _ in rows], [ids for _, ids in rows])
     return Run(job, recipe, method, config, chat, models, prompts, dropped, learner, names(scorers))
+
+
+def _reference(job: Job, policy: Any, start: Path) -> Any:
+    """The frozen policy: with adapters on a policy that starts from it the policy itself, read with them switched off."""
+    folder = job.folder("reference") if "reference" in job.inputs else start
+    if job.recipe.lora and drawing.fingerprint(folder) == drawing.fingerprint(start):
+        return policy
+    return freeze(load_policy(folder, job.runtime))
 
 
 def _examples(job: Job, recipe: Online, chat: Chat) -> list[Item]:

@@ -11,6 +11,7 @@ import torch
 
 import methods
 from configs.recipes import Reward
+from engine import adapters
 from engine.batches import micro_batches
 from engine.certificate import certificate
 from engine.errors import StageError
@@ -52,6 +53,7 @@ def run(job: Job) -> dict[str, Any]:
         if is_reward
         else reward_from_policy(start, job.runtime, recipe.seed, outputs=len(getattr(config, "attributes", "1")))
     )
+    model = adapters.add(model, recipe.lora, recipe.seed)
     plan = Fit(
         model=model,
         method=method,
@@ -66,6 +68,7 @@ def run(job: Job) -> dict[str, Any]:
         shape=shape_of(model),
     )
     model, summary = fit(job, plan)
+    model = adapters.merged(model)
     save_model(model, chat, job.out, "reward", recipe.dtype)
     report = certificate(held, judge(job, model, held, chat.pad_id), recipe.kind, recipe.seed) if held else {"pairs": 0}
     (job.out / "held_out.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from configs.recipes import Online
 from configs.runtime import Runtime
+from engine import adapters
 from engine.batches import Padded, micro_batches, permutation
 from engine.errors import StageError
 from engine.forwards import logps, logps_entropy, rewards, values
@@ -211,11 +212,13 @@ def _read(
     for places, padded in parts:
         with torch.autocast(padded.ids.device.type, torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
             old, entropy = logps_entropy(models.policy, padded, recipe.temperature)
+            with adapters.off(models.reference):
+                reference = logps(models.reference, padded, recipe.temperature)
             read = {
                 "mask": padded.response_mask,
                 "old_logp": old,
                 "entropy": entropy,
-                "reference_logp": logps(models.reference, padded, recipe.temperature),
+                "reference_logp": reference,
             }
             if models.critic is not None:
                 read["value"] = values(models.critic, padded)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from configs.recipes import Optimizer
 from configs.runtime import Runtime
-from engine import checkpoint
+from engine import adapters, checkpoint
 from engine.batches import Padded
-from engine.errors import NotFinite
+from engine.errors import NotFinite, StageError
 from engine.forwards import compute
 from methods import schedules
 
@@ -140,7 +140,7 @@ class Plain:
         return self.model.eval()
 
     def _tensors(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {f"parameter/{n}": p.data for n, p in self.model.named_parameters()}
+        found: dict[str, Tensor] = {f"parameter/{n}": p.data for n, p in self._named}
         known = set(self.model.state_dict())
         found |= {f"buffer/{n}": b for n, b in self.model.named_buffers() if n in known}
         for name, parameter in self._named:
@@ -161,6 +161,10 @@ def trainer_for(model: Any, recipe: Optimizer, total: int, runtime: Runtime, dty
     """`Plain`, or DeepSpeed where the runtime launches several processes: both have the same functions."""
     if runtime.launcher == "local":
         return Plain(model, recipe, total, dtype)
+    if adapters.layers(model):
+        raise StageError(
+            "lora with runtime.launcher deepspeed is not supported: adapters train in one process; use local"
+        )
     from engine.zero import Zero
 
     return Zero(model, recipe, total, runtime, dtype)

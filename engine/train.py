@@ -8,6 +8,7 @@ from typing import Any
 
 import methods
 from configs.recipes import Train
+from engine import adapters
 from engine.drawing import fingerprint
 from engine.errors import StageError
 from engine.examples import Item, Reader
@@ -48,7 +49,7 @@ def run(job: Job) -> dict[str, Any]:
     )
     if hasattr(method, "order") and getattr(config, "by", "order") == "order":
         steps = _ordered(method, config, items[:own], steps, recipe.seed)
-    model = load_policy(start, job.runtime, dropout=recipe.dropout)
+    model = adapters.add(load_policy(start, job.runtime, dropout=recipe.dropout), recipe.lora, recipe.seed)
     fixed = job.folder("reference") if "reference" in job.inputs else start
     plan = Fit(
         model=model,
@@ -69,7 +70,7 @@ def run(job: Job) -> dict[str, Any]:
     model, summary = fit(job, plan)
     if reader.schema == "Example":
         chat = replace(chat, asks=_condition(job, method, config))
-    save_model(model, chat, job.out, "policy", recipe.dtype)
+    save_model(adapters.merged(model), chat, job.out, "policy", recipe.dtype)
     return {**summary, "replayed": replayed, "read": dict(sorted(reader.counts.items()))}
 
 
