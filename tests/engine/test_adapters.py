@@ -111,5 +111,5 @@ def test_adapters_under_several_processes_are_refused(policy: Path) -> None:
     from engine.sharding import trainer_for
 
     model = adapters.add(load_policy(policy, RUNTIME), LORA, seed=1)
-    with pytest.raises(StageError, match="lora with runtime.launcher deepspeed"):
+    with pytest.raises(StageError, match=r"lora with runtime\.launcher deepspeed"):
         trainer_for(model, FAST, 1, Runtime(launcher="deepspeed"), "float32")
