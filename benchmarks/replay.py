@@ -1,6 +1,6 @@
 """Continued pretraining against its baselines: the tables of docs/continual.md. Source: Ibrahim et al. 2024 (arXiv 2403.08763).
 
-    python -m benchmarks.replay world [--seeds 1 2 3] [--groups coarse fine small] [--store URL] [--show]
+    python -m benchmarks.replay world [--seeds 1 2 3] [--groups coarse baselines fine small] [--store URL] [--show]
     ROUNDHOUSE_DATA=DIR python -m benchmarks.replay text
 
 `world` trains tiny models on the two domains of the built-in world: the meadow (D1), then the shore (D2). `text` continues
@@ -37,6 +37,7 @@ COUNTS = {
     "small": 190,
 }  # documents of the world; main and second are about equal in tokens
 PEAK, FLOOR = 6e-3, 0.1
+GROUPS = ("coarse", "baselines", "fine", "small")  # of arms, in the order in which they are run
 PIECE = 2000  # characters of a held-out or training piece of a long real document
 STORIES = Adopt(
     path="models/stories260K",
@@ -66,13 +67,13 @@ CONTINUED = (
     Arm("continued, 0.5 % replay", "fine", replay=0.005),
     Arm("continued, 10 % replay", "fine", replay=0.1),
     Arm("continued, 50 % replay", "fine", replay=0.5),
-    Arm("no re-warming, no replay", "coarse", rewarm=False),
-    Arm("no re-warming, 5 % replay", "coarse", replay=0.05, rewarm=False),
+    Arm("no re-warming, no replay", "baselines", rewarm=False),
+    Arm("no re-warming, 5 % replay", "baselines", replay=0.05, rewarm=False),
 )
 SCRATCH = (
-    Arm("union from scratch, all of both", start="init", text="union"),
-    Arm("union from scratch, half of it", start="init", text="union", epochs=0.5),
-    Arm("D2 from scratch", start="init"),
+    Arm("union from scratch, all of both", "baselines", start="init", text="union"),
+    Arm("union from scratch, half of it", "baselines", start="init", text="union", epochs=0.5),
+    Arm("D2 from scratch", "baselines", start="init"),
 )
 SMALL = tuple(
     Arm(f"small D2, {100 * r:g} % replay", "small", replay=r, text="small", epochs=4.0) for r in (0.0, 0.05, 0.25)
@@ -116,12 +117,12 @@ def text(run: Run, groups: Sequence[str], name: str, scratch: Path) -> dict[str,
         source = pieces(folder, scratch)
         rows = ingest(run, f"{role}-documents", Ingest(rows="documents", sources=(source,), held_out=0.1))
         corpora[role] = pack(run, f"{role}-corpus", Pack(seed=seed), documents=rows, tokenizer=base)
-    arms = [arm for arm in CONTINUED if arm.group in groups]
+    arms = [arm for arm in CONTINUED if arm.group in groups and arm.rewarm]
     made = {
         arm: train(run, arm, recipe(arm, 256, 8, 1e-3, steps=40), {"base": base}, corpora)
         for arm in arms
     }  # fmt: skip
-    limits = Measure(sequence_length=512, documents=32, seed=seed)
+    limits = Measure(sequence_length=512, documents=20, seed=seed)
     return judged(run, groups, made, base, [corpora["old"], corpora["new"]], limits)
 
 
@@ -247,7 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("world", "text"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--groups", nargs="+", default=["coarse", "fine", "small"], choices=("coarse", "fine", "small"))
+    parser.add_argument("--groups", nargs="+", default=GROUPS, choices=GROUPS)
     parser.add_argument("--corpora", nargs="+", default=["peps", "german_law"], help="text: folders of data/")
     parser.add_argument("--scratch", type=Path, default=Path(".roundhouse/replay"))
     parser.add_argument("--store", default=None)

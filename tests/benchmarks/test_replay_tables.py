@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.replay import (
     CONTINUED,
+    GROUPS,
     HEADS,
     PIECE,
     SCRATCH,
@@ -57,8 +58,8 @@ def test_intervals_are_students() -> None:
 def test_all_arms_are_laid_out_and_cost_the_same_but_for_the_union(tmp_path: Path) -> None:
     given = SimpleNamespace(threads=1, show=True, store=open_store(tmp_path / "store"))
     run = begin("world", 1, Base(pretrain=Pretrain(architecture={})), given)
-    found = world(run, ["coarse", "fine", "small"])
-    assert set(found) == {"coarse", "fine", "small"} and all(m.summary() is None for m in found.values())
+    found = world(run, GROUPS)
+    assert tuple(found) == GROUPS and all(m.summary() is None for m in found.values())
     made = [a for a in run.artifacts.values() if a.stage.work == "continuing"]
     assert len(made) == 1 + len(CONTINUED) + len(SCRATCH) + len(SMALL) and len({a.ref for a in made}) == len(made)
     for artifact in made:
