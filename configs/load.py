@@ -115,6 +115,8 @@ def parse(data: bytes, name: str) -> dict[str, Any]:
 
 def check(raw: dict[str, Any], name: str) -> Campaign:
     """A plain mapping -> a Campaign, with the methods' own settings checked."""
+    if "campaign" in raw:
+        raise ConfigError(f"{name}: a refresh, not a campaign; run it with continued-pretraining/refresh -p config=...")
     try:
         campaign = Campaign.model_validate(raw)
     except ValidationError as error:
@@ -247,7 +249,7 @@ def resolve(c: Campaign, *, require_data: bool = True) -> Campaign:
 
     data = c.data.model_copy(
         update={
-            rows: tuple(_with_digest(source, require_data) for source in getattr(c.data, rows))
+            rows: tuple(with_digest(source, require_data) for source in getattr(c.data, rows))
             for rows in ("documents", "demonstrations", "prompts", "preferences")
         }
     )
@@ -323,7 +325,8 @@ def _sha256(path: Path) -> str:
     return total.hexdigest()
 
 
-def _with_digest(source: Source, require: bool) -> Source:
+def with_digest(source: Source, require: bool = True) -> Source:
+    """The source with the digest of its local file or folder, if it has one."""
     if not source.path or not (require or _is_there(source.path)):
         return source
     return source.model_copy(update={"sha256": _sha256(locate(source.path))})
@@ -342,13 +345,13 @@ def _adopt_digest(adopt: Adopt, require: bool) -> Adopt:
     return adopt
 
 
-def one_line(error: ValidationError) -> str:
+def one_line(error: ValidationError, model: type[BaseModel] | None = None) -> str:
     """The first problem of a validation error, with the nearest known key for a misspelt one."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"]) or "the file"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = _keys_at(Campaign if error.title == "Campaign" else Runtime, first["loc"][:-1])
+        known = _keys_at(model or (Campaign if error.title == "Campaign" else Runtime), first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}" if known else ""
         return f"{place}: unknown key{hint}{more}"

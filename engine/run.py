@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from configs import continuing, gathering, recipes
+from configs import continuing, deciding, gathering, recipes
 from configs.runtime import Runtime
 from engine import workers
 from engine.job import Job
@@ -35,6 +35,7 @@ RECIPES = {
     "online": recipes.Online,
     "evaluate": recipes.Evaluate,
     "compare": recipes.Compare,
+    "decide": deciding.Decide,
     "pack": continuing.Pack,
     "continuing": continuing.Continue,
     "measure": continuing.Measure,

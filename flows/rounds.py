@@ -21,11 +21,11 @@ from tasks import (
 )
 
 
-def align(run: Run) -> Artifact:
-    """Lay out the whole campaign; returns the comparison of all its versions."""
+def align(run: Run, base: Artifact | None = None) -> Artifact:
+    """Lay out the whole campaign, on its own base or on the given one; returns the comparison of all its versions."""
     c = run.campaign
     rows = _rows(run)
-    base, prompts = _base(run, rows), rows["prompts"]
+    base, prompts = base or _base(run, rows), rows["prompts"]
     demonstrations, given = rows.get("demonstrations"), rows.get("preferences")
     sft = train(run, "v0", c.sft, model=base, rows=[demonstrations]) if demonstrations else base
 

@@ -3,6 +3,7 @@
 from tasks.adopt import adopt
 from tasks.annotate import annotate
 from tasks.continuing import continue_pretraining
+from tasks.decide import decide
 from tasks.evaluate import compare, evaluate
 from tasks.gather import gather, listings
 from tasks.ingest import ingest
@@ -28,6 +29,7 @@ __all__ = [
     "compare",
     "connect",
     "continue_pretraining",
+    "decide",
     "evaluate",
     "gather",
     "ingest",

@@ -15,7 +15,7 @@ from storage import open_store
 from tasks import Run
 
 ROOT = FOLDER.parent
-CONFIGS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+CONFIGS = sorted(path.stem for path in FOLDER.glob("*.yaml") if "campaign" not in yaml.safe_load(path.read_text()))
 VERSIONS = {
     "opt-350m-rm-static": ["base", "v0", "ppo"],
     "llama2-70b": ["base", "v0", "v1", "v2", "v3", "v4", "v5-rs", "v5"],
