@@ -34,12 +34,13 @@ class Work:
             ConfigError: there is none.
         """
         known = self.chain.entries()
-        if not known or not 1 <= (number or len(known)) <= len(known):
-            asked = f"r{number}" if number is not None else "refresh"
+        place = len(known) if number is None else number
+        if not 1 <= place <= len(known):
+            asked = "refresh" if number is None else f"r{number}"
             raise ConfigError(
                 f"{self.run.campaign.name} has no {asked}: it has {len(known)} refreshes in {self.run.store.url}"
             )
-        return known[(number or len(known)) - 1]
+        return known[place - 1]
 
 
 def open_work(
