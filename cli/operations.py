@@ -65,6 +65,33 @@ def doctor(
     raise typer.Exit(show(examine(store), typer.echo))
 
 
+def refresh(
+    config: Annotated[str, typer.Argument(help="A refresh's YAML file, or the name of one.")] = "refresh",
+    seed: Annotated[int | None, typer.Option(help="Instead of the refresh's and the campaign's.")] = None,
+    store: Annotated[str | None, typer.Option("--store", help="file:///... or s3://bucket/prefix.")] = None,
+    runtime: Annotated[str | None, typer.Option("--runtime", help="A YAML file with another runtime.")] = None,
+) -> None:
+    """Train a campaign's base on the documents that are new, in this process, and say what that asks for."""
+    from cli.refresh import refresh as refresh_now
+
+    with _one_line_errors():
+        refresh_now(config, seed, store, runtime)
+
+
+def schedule(
+    state: Annotated[str, typer.Argument(help="on, off, or show.")] = "show",
+) -> None:
+    """Switch the scheduled refreshes on or off; say when they run."""
+    from cli import schedule as schedules
+
+    wanted = {"on": True, "off": False, "show": None}
+    if state not in wanted:
+        typer.echo(f"error: schedule {state!r}: want on, off or show", err=True)
+        raise typer.Exit(2)
+    with _one_line_errors():
+        schedules.switch(wanted[state], say=typer.echo)
+
+
 def add(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command("up")(up)
@@ -72,6 +99,8 @@ def add(app: typer.Typer) -> None:
     app.command("services")(services_status)
     app.command("s3")(s3)
     app.command("resume")(resume)
+    app.command("refresh")(refresh)
+    app.command("schedule")(schedule)
     app.command("doctor")(doctor)
 
 

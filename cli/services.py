@@ -150,16 +150,17 @@ def _start_worker(site: Site, env: Mapping[str, str], say: Callable[[str], None]
 
 
 def _provision(site: Site, env: Mapping[str, str], say: Callable[[str], None]) -> None:
-    from cli import provision
+    from cli import provision, schedule
 
     with client(site) as prefect:
         provision.work_pool(prefect)
         provision.device_limits(prefect, max(devices(), LANES))
         provision.zombie_automation(prefect)
-    try:
-        names = provision.deploy(site.root, env)
-    except RuntimeError as error:
-        raise ServiceError(str(error)) from None
+        try:
+            with schedule.kept(prefect):
+                names = provision.deploy(site.root, env)
+        except RuntimeError as error:
+            raise ServiceError(str(error)) from None
     say("deployments: " + ", ".join(names))
 
 
@@ -223,6 +224,7 @@ def _next_steps(site: Site, s3: bool) -> str:
         "  prefect deployment run llama2-style/iterative                   # the default, configs/tiny.yaml",
         "  prefect deployment run llama2-style/iterative -p config=micro   # another campaign",
         "  prefect deployment run llama2-style/resume                      # continue a failed or dead run",
+        "  prefect deployment run continued-pretraining/refresh            # train the base on what is new",
         f"  http://127.0.0.1:{site.port}   the UI; it asks for the line in .roundhouse/auth",
         "From elsewhere:",
         f'  export PREFECT_API_URL={site.url} PREFECT_API_AUTH_STRING="$(cat {site.state / "auth"})"',
