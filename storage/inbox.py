@@ -180,7 +180,7 @@ def _tag(facts: dict[str, Any]) -> str:
 
 
 def _said(err: BaseException) -> str:
-    return " ".join(str(err).split())[:300] or type(err).__name__
+    return " ".join(str(err).split("For more information")[0].split())[:300] or type(err).__name__
 
 
 def tag_of(text: str) -> str:
