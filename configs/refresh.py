@@ -28,6 +28,7 @@ class Refresh(Strict):
     """The whole of a refresh's file. Refreshes of one name and campaign are a chain: r1, r2, ..
 
     campaign: whose base and chat model; a YAML file, or the name of one that comes with the project.
+    record: the campaign's record in the store (name-digest), where its config or this software has changed since it was run.
     old: what the base was trained on, where the campaign itself has no documents (an adopted base).
     least: new documents that are worth a refresh; fewer wait for the next look.
     follow_up: whether what was decided is also started.
@@ -35,6 +36,7 @@ class Refresh(Strict):
 
     name: Name
     campaign: str
+    record: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9-]{0,40}-[0-9a-f]{16}$")
     seed: Natural = 0
     inboxes: tuple[Inbox, ...] = Field(min_length=1)
     old: tuple[Source, ...] = ()
@@ -61,6 +63,8 @@ def load_refresh(config: str, *, seed: int | None = None) -> tuple[Refresh, Camp
         raise ConfigError(f"{config}: campaign is missing; a refresh names the campaign whose base it trains on")
     refresh = check_refresh(raw if seed is None else {**raw, "seed": seed}, config)
     campaign = load(refresh.campaign, seed=seed)
+    if refresh.record and refresh.record[:-17] != campaign.name:
+        raise ConfigError(f"{config}: record {refresh.record} is not one of campaign {campaign.name}")
     if not campaign.data.documents and not refresh.old and refresh.training.replay:
         raise ConfigError(
             f"{config}: campaign {campaign.name} has no documents of its own to replay; give old: sources of the text that "

@@ -54,8 +54,8 @@ def open_work(
 ) -> Work:
     """Read a refresh and find what it goes on from.
 
-    Its stages are noted in a record of their own, `<campaign>-<refresh>`, whose digest is that of the campaign's
-    config: another replay share or schedule goes on with the same chain.
+    The chain is named by the campaign's record, not by the refresh's settings: another replay share or schedule goes on
+    with it. Its stages are noted in a record of their own, `<campaign>-<refresh>`.
 
     Raises:
         ConfigError: a config that cannot be used, or a campaign that was not run. StorageError: the store is not usable.
@@ -63,10 +63,10 @@ def open_work(
     plan, campaign = load_refresh(config, seed=seed)
     chosen = load_runtime(runtime) if runtime else plan.runtime or campaign.runtime
     opened = connect(store, chosen)
-    standing = Standing(opened, campaign)
+    standing = Standing(opened, campaign, plan.record)
     named = campaign.model_copy(update={"name": f"{campaign.name}-{plan.name}"})
     run = Run(named, opened, chosen, mode=mode, listen=listen)
-    return Work(plan, campaign, standing, Chain(opened, named.name, run.digest), run)
+    return Work(plan, campaign, standing, Chain(opened, named.name, standing.mark), run)
 
 
 def rounds_of(work: Work, entry: Entry) -> Run:

@@ -56,17 +56,21 @@ def given(store: Store, label: str, key: str) -> Given:
 class Standing:
     """What a campaign has come to: its last accepted version, the evaluation of it, and the base below it."""
 
-    def __init__(self, store: Store, campaign: Campaign) -> None:
-        self.store, self.campaign = store, campaign
-        mark = digest(campaign.model_dump(mode="json", exclude={"runtime"}))
-        if not store.exists(f"campaigns/{campaign.name}-{mark}.json"):
+    def __init__(self, store: Store, campaign: Campaign, record: str | None = None) -> None:
+        self.store, self.name = store, campaign.name
+        self.mark = (record or "").removeprefix(f"{campaign.name}-") or digest(
+            campaign.model_dump(mode="json", exclude={"runtime"})
+        )
+        if not store.exists(f"campaigns/{campaign.name}-{self.mark}.json"):
             others = [f"{n}-{d}" for n, d in store.campaigns() if n == campaign.name]
-            hint = f"; the store has {', '.join(others)}, whose config or seed was another one" if others else ""
+            known = f", made by another config, seed or version of this software: name it as record: {others[-1]}"
             raise ConfigError(
-                f"{store.url}: campaign {campaign.name}-{mark} has not been run here{hint}: run it first, "
-                f"`roundhouse run {campaign.name}`"
+                f"{store.url}: campaign {campaign.name}-{self.mark} has not been run here: run it first, "
+                f"`roundhouse run {campaign.name}`" + (f"; the store has {', '.join(others)}{known}" if others else "")
             )
-        self._notes = store.campaign(campaign.name, mark).notes()
+        found = store.campaign(campaign.name, self.mark)
+        self._notes = found.notes()
+        self._labels = ["v0", *(str(entry["version"]) for entry in found.body()["rounds"])]
         self.version, self.evaluation = self._accepted()
         self.recipe = Evaluate.model_validate(self.evaluation.manifest.record["identity"]["recipe"])
         self.chat = self._input(self.evaluation, "policy")
@@ -113,14 +117,13 @@ class Standing:
 
     def _accepted(self) -> tuple[str, Given]:
         """The last version whose evaluation accepted it, and that evaluation."""
-        labels = ["v0", *(str(entry.version) for entry in self.campaign.rounds)]
-        for label in reversed(labels):
+        for label in reversed(self._labels):
             found = self.newest(f"{label}-evaluate")
             if found is not None and (found.summary() or {}).get("accepted"):
                 return label, found
         raise ConfigError(
-            f"{self.store.url}: campaign {self.campaign.name} has no accepted version yet: run it to its end first, "
-            f"`roundhouse run {self.campaign.name}`"
+            f"{self.store.url}: campaign {self.name} has no accepted version yet: run it to its end first, "
+            f"`roundhouse run {self.name}`"
         )
 
     def _base(self, model: Given) -> Given:

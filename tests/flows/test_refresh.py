@@ -169,8 +169,30 @@ def test_a_campaign_that_was_not_run_is_one_line(aligned: House, tmp_path: Path)
         ConfigError, match=r"campaign micro-\w{16} has not been run here: run it first, `roundhouse run"
     ):
         open_work(str(aligned.root / "refresh.yaml"), store=store, mode="direct")
-    with pytest.raises(ConfigError, match="whose config or seed was another one"):
+    with pytest.raises(
+        ConfigError, match=r"another config, seed or version of this software: name it as record: micro-\w{16}"
+    ):
         open_work(str(aligned.root / "refresh.yaml"), seed=5, store=aligned.store, mode="direct")
+
+
+def test_a_chain_goes_on_when_the_campaign_s_config_has_changed(aligned: House, tmp_path: Path) -> None:
+    """Another software may know another setting: the record that is named stays the campaign's, and the chain the same."""
+    before = aligned.open()
+    house = fresh(aligned, tmp_path)
+    for name, change in (
+        ("campaign", {"compare": {"bootstrap": 300}}),
+        ("refresh", {"campaign": str(tmp_path / "campaign.yaml")}),
+    ):
+        house.write(name, yaml.safe_load((tmp_path / f"{name}.yaml").read_text()) | change)
+    with pytest.raises(ConfigError, match="has not been run here"):
+        house.open()
+    plan = yaml.safe_load((tmp_path / "refresh.yaml").read_text())
+    house.write("refresh", plan | {"record": f"micro-{before.standing.mark}"})
+    after = house.open()
+    assert after.chain.home == before.chain.home and after.standing.base.ref == before.standing.base.ref
+    house.write("refresh", plan | {"record": "tiny-" + "0" * 16})
+    with pytest.raises(ConfigError, match="record tiny-0000000000000000 is not one of campaign micro"):
+        house.open()
 
 
 def test_every_version_of_a_whole_campaign_is_rebuilt_from_its_rows(tmp_path: Path) -> None:
