@@ -19,9 +19,9 @@ from configs.runtime import Runtime
 
 FOLDER = Path(__file__).resolve().parent
 MAX_BYTES = 1 << 20
-_SECTIONS = ("sft", "annotate", "probe", "sample", "select", "train", "online", "evaluate", "compare")
+_SECTIONS = ("sft", "certify", "annotate", "probe", "sample", "select", "train", "online", "evaluate", "compare")
 S = TypeVar("S", Train, Select, Online)
-_DERIVED = ("limits", "judge", "seed", "round", "sha256")  # set by the campaign for every section
+_DERIVED = ("limits", "judge", "seed", "round", "sha256", "reward")  # set by the campaign for every section
 
 
 class ConfigError(ValueError):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import continuing, deciding, gathering, recipes
+from configs.certify import Certify
 from configs.runtime import Runtime
 from engine import workers
 from engine.job import Job
@@ -28,6 +29,7 @@ RECIPES = {
     "train": recipes.Train,
     "annotate": recipes.Annotate,
     "reward": recipes.Reward,
+    "certify": Certify,
     "probe": recipes.Probe,
     "sample": recipes.Sample,
     "score": recipes.Score,

@@ -2,6 +2,7 @@
 
 from tasks.adopt import adopt
 from tasks.annotate import annotate
+from tasks.certify import certify
 from tasks.continuing import continue_pretraining
 from tasks.decide import decide
 from tasks.evaluate import compare, evaluate
@@ -26,6 +27,7 @@ __all__ = [
     "Stopped",
     "adopt",
     "annotate",
+    "certify",
     "compare",
     "connect",
     "continue_pretraining",

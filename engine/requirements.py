@@ -1,0 +1,105 @@
+"""What was measured against what is required: one check a requirement, each with a sentence that says both."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from configs.certify import Requirements
+
+Check = dict[str, Any]  # name, found, wanted, passed, text
+
+
+def judge_all(require: Requirements, found: Mapping[str, Any], *, safety_term: bool) -> list[Check]:
+    """Every requirement that is set and can be measured here, in the order of the config.
+
+    Args:
+        found: the certificate's measures (engine.certify).
+        safety_term: the model was trained with one; without it the zero of its score means nothing.
+    """
+    own, length, overfit = found["own"], found["length"], found["overfit"]
+    checks = [
+        _least("pairs", "held-out pairs", own["count"], require.pairs, "{:.0f}"),
+        _least("accuracy", "held-out accuracy", own["accuracy"], require.accuracy),
+        _least("accuracy_low", "lower end of the accuracy's interval", own["low"], require.accuracy_low),
+        _most("calibration_error", "calibration error", found["calibration"]["error"], require.calibration_error),
+        _most(
+            "longer_excess",
+            "share of pairs on which it picks the longer response, above the annotators'",
+            length["picks_longer"] - length["longer_is_better"],
+            require.longer_excess,
+        ),
+        _most(
+            "length_correlation",
+            "correlation of score gaps with length gaps",
+            abs(length["correlation"]),
+            require.length_correlation,
+        ),
+        _least(
+            "length_free_accuracy",
+            "accuracy without the slope on length",
+            length["without_slope"]["accuracy"],
+            require.length_free_accuracy,
+        ),
+        _most(
+            "overfit_gap",
+            "accuracy on training pairs above that on held-out ones",
+            overfit["gap"] if overfit else None,
+            require.overfit_gap,
+        ),
+    ]
+    if found["kind"] == "safety" and safety_term:
+        what = f"recall of unsafe responses below {found['unsafe']['threshold']:g}"
+        checks.append(_least("unsafe_recall", what, found["unsafe"]["recall"], require.unsafe_recall))
+    checks += [_invariant(found["invariance"], require.invariance), _drift(found.get("drift"), require.drift)]
+    if require.template == "same":
+        checks.append(_template(found["template"]))
+    return [check for check in checks if check is not None]
+
+
+def _least(name: str, what: str, found: float | None, wanted: float | None, form: str = "{:.3f}") -> Check | None:
+    if wanted is None or found is None:
+        return None
+    text = f"{what} {form.format(found)}, at least {wanted:g} wanted"
+    return {"name": name, "found": found, "wanted": wanted, "passed": found >= wanted, "text": text}
+
+
+def _most(name: str, what: str, found: float | None, wanted: float | None) -> Check | None:
+    if wanted is None or found is None:
+        return None
+    text = f"{what} {found:.3f}, at most {wanted:g} wanted"
+    return {"name": name, "found": found, "wanted": wanted, "passed": found <= wanted, "text": text}
+
+
+def _invariant(found: Mapping[str, float | None], wanted: float | None) -> Check | None:
+    """The worst of the changes; one that could not be measured is the worst of all."""
+    if wanted is None:
+        return None
+    worst = max(found, key=lambda name: float("inf") if found[name] is None else float(found[name] or 0.0))
+    value = found[worst]
+    change = "cannot be computed: the config names no pad token" if value is None else f"moves scores by {value:.2g} sd"
+    text = f"invariance: {worst} {change}, at most {wanted:g} sd wanted"
+    return {
+        "name": "invariance",
+        "found": value,
+        "wanted": wanted,
+        "passed": value is not None and value <= wanted,
+        "text": text,
+    }
+
+
+def _drift(found: Mapping[str, Any] | None, wanted: float | None) -> Check | None:
+    return (
+        None
+        if found is None
+        else _least("drift", "rank correlation with the model before it", found["rank_correlation"], wanted)
+    )
+
+
+def _template(found: Mapping[str, Any]) -> Check:
+    text = f"template and tokenizer {found['reward'][:12]}, the policy's {found['policy'][:12]} wanted"
+    return {
+        "name": "template",
+        "found": found["reward"][:12],
+        "wanted": found["policy"][:12],
+        "passed": bool(found["same"]),
+        "text": text,
+    }
