@@ -13,7 +13,6 @@ import methods
 from configs.certify import Certify
 from engine import judgement
 from engine.drawing import fingerprint, share_of
-from engine.errors import StageError
 from engine.examples import UNKNOWN, Item, Reader
 from engine.formats import is_held_out
 from engine.invariance import differences
@@ -65,25 +64,34 @@ class Scored:
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Write certificate.json and probe.jsonl (scores of the frozen probe set); a failed certificate is a result too.
-
-    Raises:
-        StageError: no held-out pair at all: the reward recipe holds nothing out and no pair was given for it.
-    """
+    """Write certificate.json and probe.jsonl (scores of the frozen probe set); a failed certificate is a result too."""
     recipe: Certify = job.recipe
-    chat, model = load_chat(job.folder("reward")), load_reward(job.folder("reward"), job.runtime)
+    chat = load_chat(job.folder("reward"))
     train, held = gather(job, chat)
-    if not any(is_own(case.row, recipe.reward.kind) for case in held):
-        raise StageError(
-            f"no held-out {recipe.reward.kind} pair among {len(held)} ({len(train)} in training); give "
-            f"rewards.{recipe.reward.kind}.held_out a share above 0"
-        )
-    judged = Scored(held, judge(job, model, [case.item for case in held], chat.pad_id))
-    mine = of_kind(judged, recipe.reward.kind)
     found = {
         "kind": recipe.reward.kind,
         "weights": {role: fingerprint(path) for role in ("reward", "other", "before") for path in job.folders(role)},
         "template": template(job, chat),
+        "pairs": sum(len(case.orders) for case in held),
+        "own": {"count": sum(len(case.orders) for case in held if is_own(case.row, recipe.reward.kind))},
+    }
+    if found["own"]["count"]:
+        found |= measure(job, chat, train, held)
+    checks = judge_all(recipe.require, found, safety_term=bool(recipe.reward.config.get("safety_weight")))
+    failures = [check["text"] for check in checks if not check["passed"]]
+    certificate = {**found, "checks": checks, "passed": not failures, "on_failure": recipe.on_failure}
+    (job.out / "certificate.json").write_text(json.dumps(certificate, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    short = {name: found[name] for name in ("kind", "pairs", "own", "weights")}
+    return {**short, "passed": not failures, "failures": failures, "on_failure": recipe.on_failure}
+
+
+def measure(job: Job, chat: Chat, train: Sequence[Case], held: Sequence[Case]) -> dict[str, Any]:
+    """Everything that needs the model and a held-out pair of its kind."""
+    recipe: Certify = job.recipe
+    model = load_reward(job.folder("reward"), job.runtime)
+    judged = Scored(held, judge(job, model, [case.item for case in held], chat.pad_id))
+    mine = of_kind(judged, recipe.reward.kind)
+    return {
         **accuracies(judged, mine),
         "calibration": judgement.reliability(mine.gaps),
         "length": {**lengths(mine), "correlation_of_scores": score_length(mine)},
@@ -94,12 +102,6 @@ def run(job: Job) -> dict[str, Any]:
         **against(job, chat, judged),
         **probe(job, model, chat, held),
     }
-    checks = judge_all(recipe.require, found, safety_term=bool(recipe.reward.config.get("safety_weight")))
-    failures = [check["text"] for check in checks if not check["passed"]]
-    certificate = {**found, "checks": checks, "passed": not failures, "on_failure": recipe.on_failure}
-    (job.out / "certificate.json").write_text(json.dumps(certificate, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    short = {name: found[name] for name in ("kind", "pairs", "own", "weights")}
-    return {**short, "passed": not failures, "failures": failures, "on_failure": recipe.on_failure}
 
 
 def gather(job: Job, chat: Chat) -> tuple[list[Case], list[Case]]:
@@ -148,7 +150,6 @@ def accuracies(judged: Scored, mine: Scored) -> dict[str, Any]:
     """Overall on all held-out pairs and on the model's own; the latter by grade, category, source and batch."""
     cases = [mine.cases[i] for i, _, _ in mine.pairs]
     return {
-        "pairs": len(judged.pairs),
         "all": judgement.accuracy(judged.gaps),
         "own": judgement.accuracy(mine.gaps),
         "by_kind": judgement.grouped(judged.gaps, [judged.cases[i].row.get("kind") for i, _, _ in judged.pairs]),

@@ -12,12 +12,19 @@ def judge_all(require: Requirements, found: Mapping[str, Any], *, safety_term: b
     """Every requirement that is set and can be measured here, in the order of the config.
 
     Args:
-        found: the certificate's measures (engine.certify).
+        found: the certificate's measures (engine.certify); without a held-out pair only what needs none.
         safety_term: the model was trained with one; without it the zero of its score means nothing.
     """
+    pairs = _least("pairs", f"held-out {found['kind']} pairs", found["own"]["count"], require.pairs, "{:.0f}")
+    checks = [pairs, *(_measured(require, found, safety_term) if "length" in found else ())]
+    if require.template == "same":
+        checks.append(_template(found["template"]))
+    return [check for check in checks if check is not None]
+
+
+def _measured(require: Requirements, found: Mapping[str, Any], safety_term: bool) -> list[Check | None]:
     own, length, overfit = found["own"], found["length"], found["overfit"]
     checks = [
-        _least("pairs", "held-out pairs", own["count"], require.pairs, "{:.0f}"),
         _least("accuracy", "held-out accuracy", own["accuracy"], require.accuracy),
         _least("accuracy_low", "lower end of the accuracy's interval", own["low"], require.accuracy_low),
         _most("calibration_error", "calibration error", found["calibration"]["error"], require.calibration_error),
@@ -49,10 +56,7 @@ def judge_all(require: Requirements, found: Mapping[str, Any], *, safety_term: b
     if found["kind"] == "safety" and safety_term:
         what = f"recall of unsafe responses below {found['unsafe']['threshold']:g}"
         checks.append(_least("unsafe_recall", what, found["unsafe"]["recall"], require.unsafe_recall))
-    checks += [_invariant(found["invariance"], require.invariance), _drift(found.get("drift"), require.drift)]
-    if require.template == "same":
-        checks.append(_template(found["template"]))
-    return [check for check in checks if check is not None]
+    return [*checks, _invariant(found["invariance"], require.invariance), _drift(found.get("drift"), require.drift)]
 
 
 def _least(name: str, what: str, found: float | None, wanted: float | None, form: str = "{:.3f}") -> Check | None:

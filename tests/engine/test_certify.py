@@ -14,9 +14,8 @@ from configs.certify import Certify, Requirements
 from configs.recipes import Template
 from configs.runtime import Runtime
 from engine import certify, invariance
-from engine.errors import StageError
 from engine.job import Job
-from engine.models import load_policy, reward_from_policy, save_model
+from engine.models import load_policy, save_model
 from engine.template import load_chat, make_chat
 
 SAFETY = {"kind": "safety", "own_share": 0.9, "config": {"safety_weight": 1.0}, "epochs": 4}
@@ -154,12 +153,6 @@ def test_drift_is_measured_on_the_same_rows_in_every_round(models: Any, tmp_path
     assert turned["drift"]["rank_correlation"] < 0 and "drift" in failed(turned)
 
 
-def test_an_untrained_model_is_rejected(models: Any, tmp_path: Path) -> None:
-    model, chat = reward_from_policy(models.base, Runtime(), seed=3), load_chat(models.base)
-    save_model(model, chat, tmp_path / "new", "reward")
-    assert {"accuracy", "accuracy_low"} & failed(examine(models, tmp_path / "out", tmp_path / "new"))
-
-
 def test_two_runs_write_the_same_bytes(models: Any, tmp_path: Path) -> None:
     for name in ("a", "b"):
         examine(models, tmp_path / name, models.sound, other=models.safety, before=models.flipped)
@@ -167,9 +160,8 @@ def test_two_runs_write_the_same_bytes(models: Any, tmp_path: Path) -> None:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_nothing_held_out_is_said_in_one_line(models: Any, tmp_path: Path) -> None:
-    recipe = Certify(reward=reward_recipe(held_out=0.0))
-    with pytest.raises(
-        StageError, match=r"no held-out helpfulness pair among 0 .* give rewards\.helpfulness\.held_out"
-    ):
-        examine(models, tmp_path, models.sound, recipe)
+def test_a_model_without_a_held_out_pair_is_not_certified(models: Any, tmp_path: Path) -> None:
+    found = examine(models, tmp_path, models.sound, Certify(reward=reward_recipe(held_out=0.0)))
+    assert [check["text"] for check in found["checks"] if not check["passed"]] == [
+        "held-out helpfulness pairs 0, at least 30 wanted"
+    ]

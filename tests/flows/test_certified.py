@@ -72,7 +72,7 @@ def test_a_failed_certificate_stops_the_round_unless_the_config_says_go_on(tmp_p
     strict = {**raw, "certify": {"require": {"pairs": 10_000}}}
     run = _run(strict, tmp_path / "store", "direct")
     with pytest.raises(
-        Uncertified, match=r"r1-helpfulness may not steer a round: held-out pairs \d+, at least 10000"
+        Uncertified, match=r"r1-helpfulness may not steer a round: held-out helpfulness pairs \d+, at least 10000"
     ) as e:
         align(run)
     assert "\n" not in str(e.value) and "set certify.on_failure: record to go on" in str(e.value)
