@@ -57,13 +57,11 @@ def align(run: Run, base: Artifact | None = None) -> Artifact:
                 )
             )
         if entry.reward == "refresh" and preferences:
-            replaced, rewards = (
-                rewards,
-                [
-                    reward(run, f"r{i}-{kind}", recipe, model=policy, preferences=preferences)
-                    for kind, recipe in sorted(c.rewards.items())
-                ],
-            )
+            replaced = rewards
+            rewards = [
+                reward(run, f"r{i}-{kind}", recipe, model=policy, preferences=preferences)
+                for kind, recipe in sorted(c.rewards.items())
+            ]
             certify(run, f"r{i}", rewards=rewards, before=replaced, policy=policy, preferences=preferences)
         run.reached(f"r{i}-rewards")
         run.versions[version] = _round(run, i, entry, policy, rewards, preferences, drawn, prompts, demonstrations)
