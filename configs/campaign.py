@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from configs.bakeoff import BakeOff
-from configs.certify import Certify
+from configs.certify import Certify, Leakage
 from configs.fields import Name, Natural, Share, Strict
 from configs.recipes import (
     Adopt,
@@ -84,6 +84,7 @@ class Campaign(Strict):
     limits: Limits = Limits()
     sft: Train = Train()
     rewards: dict[Literal["helpfulness", "safety"], Reward] = Field(default_factory=dict)
+    leakage: Leakage = Leakage()
     certify: Certify = Certify()
     annotate: Annotate = Annotate()
     probe: Probe | Literal["none"] = Probe()

@@ -1,8 +1,8 @@
 """What a reward model must show before it may steer a round, and what is measured to know it (METHODS 2.7, 2.8)."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from configs.fields import Count, Natural, Positive, Share, Strict
 from configs.recipes import Reward
@@ -30,6 +30,27 @@ class Requirements(Strict):
     template: Literal["same", "any"] = "same"  # tokenizer and template, against the policy's
 
 
+class Leakage(Strict):
+    """Evaluation texts that come back in what is trained on. In a config also just `leakage: record`.
+
+    Word for word (also respelled) is always a leak. Near-duplicates are natural where prompts are alike: they are a leak
+    if they are more frequent between the splits than inside the training rows, by `excess` and 2.6 standard errors.
+    """
+
+    on_leak: Literal["refuse", "record"] = "refuse"
+    near: Share = 0.6  # of a text's weight, from which another of about its length is a near-duplicate
+    excess: Share = 0.02
+    least_words: Count = 13  # of a response: shorter ones are alike everywhere
+    sample: Count = 400  # training texts from which the natural share of near-duplicates is estimated
+    listed: Count = 1000  # leaks written down
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, given: Any) -> Any:  # whatever the file holds
+        return {"on_leak": given} if isinstance(given, str) else given
+
+
 class Certify(Strict):
     """A reward model on pairs it has not seen, on training pairs, and on a probe set that stays the same in all rounds."""
 
@@ -39,6 +60,7 @@ class Certify(Strict):
     threshold: float = 0.0  # raw safety score below which a response counts as unsafe (sigmoid 0.5)
     probe: Count = 256  # responses of the frozen probe set
     train_pairs: Count = 256  # training pairs scored for the overfit gap
+    leakage: Leakage = Leakage()  # training rows against the evaluation prompts; set by the campaign
     invariance_rows: Count = 32  # responses scored alone, in batches, reversed, and by plain transformers
     seed: int = 0
 

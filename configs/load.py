@@ -19,9 +19,21 @@ from configs.runtime import Runtime
 
 FOLDER = Path(__file__).resolve().parent
 MAX_BYTES = 1 << 20
-_SECTIONS = ("sft", "certify", "annotate", "probe", "sample", "select", "train", "online", "evaluate", "compare")
+_SECTIONS = (
+    "sft",
+    "leakage",
+    "certify",
+    "annotate",
+    "probe",
+    "sample",
+    "select",
+    "train",
+    "online",
+    "evaluate",
+    "compare",
+)
 S = TypeVar("S", Train, Select, Online)
-_DERIVED = ("limits", "judge", "seed", "round", "sha256", "reward")  # set by the campaign for every section
+_DERIVED = ("limits", "judge", "seed", "round", "sha256", "reward", "leakage")  # set by the campaign for every section
 
 
 class ConfigError(ValueError):

@@ -17,7 +17,10 @@ from engine.examples import UNKNOWN, Item, Reader
 from engine.formats import is_held_out
 from engine.invariance import differences
 from engine.job import Job
+from engine.leakage import as_row, compare, opening_turns, placed, user_turns
+from engine.leakage import judge as judge_leaks
 from engine.models import load_reward
+from engine.overlap import Text
 from engine.requirements import judge_all
 from engine.reward import STREAM, judge
 from engine.statistics import spearman
@@ -64,20 +67,24 @@ class Scored:
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Write certificate.json and probe.jsonl (scores of the frozen probe set); a failed certificate is a result too."""
+    """Write certificate.json, leaks.jsonl and probe.jsonl (scores of the frozen probe set).
+
+    A failed certificate is a result too.
+    """
     recipe: Certify = job.recipe
     chat = load_chat(job.folder("reward"))
-    train, held = gather(job, chat)
+    train, held, turns = gather(job, chat)
     found = {
         "kind": recipe.reward.kind,
         "weights": {role: fingerprint(path) for role in ("reward", "other", "before") for path in job.folders(role)},
         "template": template(job, chat),
         "pairs": sum(len(case.orders) for case in held),
         "own": {"count": sum(len(case.orders) for case in held if is_own(case.row, recipe.reward.kind))},
+        "leakage": leaks(job, held, turns),
     }
     if found["own"]["count"]:
         found |= measure(job, chat, train, held)
-    checks = judge_all(recipe.require, found, safety_term=bool(recipe.reward.config.get("safety_weight")))
+    checks = judge_all(recipe, found)
     failures = [check["text"] for check in checks if not check["passed"]]
     certificate = {**found, "checks": checks, "passed": not failures, "on_failure": recipe.on_failure}
     (job.out / "certificate.json").write_text(json.dumps(certificate, indent=1, sort_keys=True, allow_nan=False) + "\n")
@@ -104,21 +111,27 @@ def measure(job: Job, chat: Chat, train: Sequence[Case], held: Sequence[Case]) -
     }
 
 
-def gather(job: Job, chat: Chat) -> tuple[list[Case], list[Case]]:
-    """At most `train_pairs` training cases of the model's kind, and all held-out ones, split as the reward stage did."""
+def gather(job: Job, chat: Chat) -> tuple[list[Case], list[Case], list[Text]]:
+    """At most `train_pairs` training cases of the model's kind, all held-out ones, and every user turn in training.
+
+    Split as the reward stage did.
+    """
     recipe: Certify = job.recipe
     method = methods.load(recipe.reward.method)
     reader = Reader(chat, recipe.reward.limits, method, method.Config(**recipe.reward.config))
     train: list[tuple[Row, int]] = []
     held: list[tuple[Row, int]] = []
+    turns: list[Text] = []
     for batch, folder in enumerate(job.folders("preferences"), start=1):
-        for row, given in _rows(folder, reader.schema):
+        for number, (row, given) in enumerate(_rows(folder, reader.schema)):
             if given or is_held_out(row, recipe.reward.held_out, STREAM):
                 held.append((row, batch))
-            elif is_own(row, recipe.reward.kind):
+                continue
+            turns.extend(user_turns([(f"batch {batch} row {number}: {row['source']}", row)]))
+            if is_own(row, recipe.reward.kind):
                 train.append((row, batch))
     few = nsmallest(recipe.train_pairs, train, key=lambda entry: share_of(SAMPLE + _text(entry[0])))
-    return _cases(reader, few), _cases(reader, held)
+    return _cases(reader, few), _cases(reader, held), turns
 
 
 def _cases(reader: Reader, rows: Sequence[tuple[Row, int]]) -> list[Case]:
@@ -209,6 +222,19 @@ def first_pairs(held: Sequence[Case], count: int) -> list[Any]:
     pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
     few = count // 2
     return pairs if len(pairs) <= count else [*pairs[:few], *pairs[len(pairs) - (count - few) :]]
+
+
+def leaks(job: Job, held: Sequence[Case], turns: Sequence[Text]) -> dict[str, Any]:
+    """The campaign's evaluation prompts, and the held-out pairs', against every user turn that the model trained on."""
+    recipe: Certify = job.recipe
+    asked = list(opening_turns((f"held-out pair {i}", case.row) for i, case in enumerate(held)))
+    for folder in job.folders("prompts"):
+        if (path := folder / "held_out.parquet").exists():
+            asked.extend(opening_turns(placed(path, "evaluation prompt", "Prompt")))
+    numbers, found = compare(asked, turns, recipe.leakage)
+    lines = (json.dumps(as_row(leak), ensure_ascii=False) + "\n" for leak in found[: recipe.leakage.listed])
+    (job.out / "leaks.jsonl").write_text("".join(lines), encoding="utf-8")
+    return {**numbers, "problems": judge_leaks(numbers, "prompts", recipe.leakage)}
 
 
 def template(job: Job, chat: Chat) -> dict[str, Any]:

@@ -3,22 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
-from configs.certify import Requirements
+from configs.certify import Certify, Requirements
 
 Check = dict[str, Any]  # name, found, wanted, passed, text
 
 
-def judge_all(require: Requirements, found: Mapping[str, Any], *, safety_term: bool) -> list[Check]:
+def judge_all(recipe: Certify, found: Mapping[str, Any]) -> list[Check]:
     """Every requirement that is set and can be measured here, in the order of the config.
 
     Args:
         found: the certificate's measures (engine.certify); without a held-out pair only what needs none.
-        safety_term: the model was trained with one; without it the zero of its score means nothing.
     """
+    require = recipe.require
     pairs = _least("pairs", f"held-out {found['kind']} pairs", found["own"]["count"], require.pairs, "{:.0f}")
+    safety_term = bool(recipe.reward.config.get("safety_weight"))  # without one the zero of a score means nothing
     checks = [pairs, *(_measured(require, found, safety_term) if "length" in found else ())]
     if require.template == "same":
         checks.append(_template(found["template"]))
+    if recipe.leakage.on_leak == "refuse":
+        checks.append(_leakage(found["leakage"]))
     return [check for check in checks if check is not None]
 
 
@@ -107,3 +110,9 @@ def _template(found: Mapping[str, Any]) -> Check:
         "passed": bool(found["same"]),
         "text": text,
     }
+
+
+def _leakage(found: Mapping[str, Any]) -> Check:
+    problems = found["problems"]
+    exact = found["verbatim"] + found["respelled"]
+    return {"name": "leakage", "found": exact, "wanted": 0, "passed": not problems, "text": "; ".join(problems)}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import continuing, deciding, gathering, recipes
-from configs.certify import Certify
+from configs.certify import Certify, Leakage
 from configs.runtime import Runtime
 from engine import workers
 from engine.job import Job
@@ -30,6 +30,7 @@ RECIPES = {
     "annotate": recipes.Annotate,
     "reward": recipes.Reward,
     "certify": Certify,
+    "leakage": Leakage,
     "probe": recipes.Probe,
     "sample": recipes.Sample,
     "score": recipes.Score,

@@ -17,6 +17,7 @@ from tasks import (
     reward,
     sample,
     score,
+    screen,
     select,
     train,
 )
@@ -37,6 +38,7 @@ def align(run: Run, base: Artifact | None = None) -> Artifact:
     accepted = ["v0"]
     _evaluate(run, "base", rewards, prompts, None)
     _evaluate(run, "v0", rewards, prompts, None)
+    screen(run, prompts=prompts, demonstrations=demonstrations, preferences=given)
     run.reached("v0")
 
     for i, entry in enumerate(c.rounds, start=1):
@@ -62,7 +64,15 @@ def align(run: Run, base: Artifact | None = None) -> Artifact:
                 reward(run, f"r{i}-{kind}", recipe, model=policy, preferences=preferences)
                 for kind, recipe in sorted(c.rewards.items())
             ]
-            certify(run, f"r{i}", rewards=rewards, before=replaced, policy=policy, preferences=preferences)
+            certify(
+                run,
+                f"r{i}",
+                rewards=rewards,
+                before=replaced,
+                policy=policy,
+                prompts=prompts,
+                preferences=preferences,
+            )
         run.reached(f"r{i}-rewards")
         run.versions[version] = _round(run, i, entry, policy, rewards, preferences, drawn, prompts, demonstrations)
         if _evaluate(run, version, rewards, prompts, accepted[-1]):

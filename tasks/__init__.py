@@ -8,6 +8,7 @@ from tasks.decide import decide
 from tasks.evaluate import compare, evaluate
 from tasks.gather import gather, listings
 from tasks.ingest import ingest
+from tasks.leakage import screen
 from tasks.measure import measure
 from tasks.online import online
 from tasks.pack import pack
@@ -45,6 +46,7 @@ __all__ = [
     "reward",
     "sample",
     "score",
+    "screen",
     "select",
     "train",
     "transplant",

@@ -20,6 +20,7 @@ def certify(
     rewards: Sequence[Artifact],
     before: Sequence[Artifact],
     policy: Artifact,
+    prompts: Artifact,
     preferences: Sequence[Artifact],
 ) -> list[Artifact]:
     """certificate.json of each of a round's reward models; waits for them, because no later stage does.
@@ -38,11 +39,12 @@ def certify(
             run.stage(
                 f"{label}-{recipe.kind}-certify",
                 "certify",
-                run.campaign.certify.model_copy(update={"reward": recipe}),
+                run.campaign.certify.model_copy(update={"reward": recipe, "leakage": run.campaign.leakage}),
                 kind="certificate",
                 version=VERSION,
                 reward=model,
                 policy=policy,
+                prompts=prompts,
                 preferences=preferences,
                 other=others[0] if others else None,
                 before=before[place] if place < len(before) else None,

@@ -10,13 +10,16 @@ import pytest
 import torch
 from world_pairs import longer_wins, preferences, reward_recipe, store, swapped, train_base, train_reward
 
-from configs.certify import Certify, Requirements
+from configs.certify import Certify, Leakage, Requirements
 from configs.recipes import Template
 from configs.runtime import Runtime
 from engine import certify, invariance
+from engine.formats import is_held_out
 from engine.job import Job
 from engine.models import load_policy, save_model
+from engine.reward import STREAM
 from engine.template import load_chat, make_chat
+from storage.rows import write_rows
 
 SAFETY = {"kind": "safety", "own_share": 0.9, "config": {"safety_weight": 1.0}, "epochs": 4}
 
@@ -64,7 +67,9 @@ def test_a_sound_model_is_certified(models: Any, tmp_path: Path) -> None:
     assert found["agreement"]["by_kind"]["helpfulness"] == found["own"]
     assert found["template"]["same"] and len(found["weights"]["reward"]) == 16
     assert found["weights"]["reward"] != found["weights"]["other"]  # whose weights were measured is told apart
-    assert {check["name"] for check in found["checks"]} == set(Requirements.model_fields) - {"unsafe_recall", "drift"}
+    assert {check["name"] for check in found["checks"]} == (
+        set(Requirements.model_fields) - {"unsafe_recall", "drift"} | {"leakage"}
+    )
 
 
 def test_a_sound_safety_model_is_certified_and_its_recall_counts(models: Any, tmp_path: Path) -> None:
@@ -129,6 +134,23 @@ def test_scoring_at_the_last_column_is_rejected(models: Any, tmp_path: Path, mon
     monkeypatch.setattr(invariance, "collate", planted)
     found = examine(models, tmp_path, models.sound)
     assert failed(found) == {"invariance"} and found["invariance"]["batch"] > 0.1
+
+
+def test_training_on_evaluation_prompts_is_rejected(models: Any, tmp_path: Path) -> None:
+    """A model as good as any, whose training rows hold a tenth of the evaluation prompts, one with other punctuation."""
+    asked = [row["messages"] for row in models.rows if not is_held_out(row, 0.2, STREAM)][:30]
+    asked[0] = [{**turn, "content": turn["content"].replace(".", " ...").replace("?", " ??")} for turn in asked[0]]
+    held = [
+        {"id": f"e{i}", "messages": messages, "category": "c", "is_safety": False, "source": "evaluation"}
+        for i, messages in enumerate(asked)
+    ]
+    write_rows(tmp_path / "prompts" / "held_out.parquet", "Prompt", held)
+    found = examine(models, tmp_path / "out", models.sound, prompts=tmp_path / "prompts")
+    assert failed(found) == {"leakage"} and found["leakage"]["verbatim"] + found["leakage"]["respelled"] >= 25
+    assert found["leakage"]["respelled"] >= 1
+    assert (tmp_path / "out" / "leaks.jsonl").read_text().count("\n") >= 30
+    recorded = Certify(reward=reward_recipe(), leakage=Leakage(on_leak="record"))
+    assert examine(models, tmp_path / "rec", models.sound, recorded, prompts=tmp_path / "prompts")["passed"]
 
 
 @pytest.mark.slow

@@ -58,12 +58,24 @@ def test_every_refreshed_model_is_certified_and_compared_with_the_one_it_replace
         ({"require": {"acuracy": 0.6}}, "did you mean 'accuracy'"),
         ({"require": {"accuracy": 1.5}}, "certify.require.accuracy"),
         ({"on_failure": "ignore"}, "certify.on_failure"),
+        ({"leakage": {"near": 0.5}}, "certify.leakage: not here; the campaign sets it"),
     ],
 )
 def test_bad_settings_are_one_line(raw: dict[str, Any], certify: dict[str, Any], wanted: str) -> None:
     with pytest.raises(ConfigError, match=wanted) as caught:
         check({**raw, "certify": certify}, "test")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["record", {"on_leak": "record"}])
+def test_leakage_names_only_the_screening_and_the_certificates(tmp_path: Path, raw: dict[str, Any], given: Any) -> None:
+    names = []
+    for more in ({}, {"leakage": given}):
+        run = _run({**raw, **more}, tmp_path / "store", "plan")
+        align(run)
+        names.append({label: artifact.ref.key for label, artifact in run.artifacts.items()})
+    changed = {label for label in names[0] if names[0][label] != names[1][label]}
+    assert changed == {"leakage", "r1-helpfulness-certify", "r1-safety-certify"}
 
 
 @pytest.mark.slow
