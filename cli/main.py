@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cli import keeping, operations
+from cli.certify import certify
 
 app = typer.Typer(
     name="roundhouse",
@@ -192,6 +193,7 @@ def version_folder(plan: Any, version: str) -> tuple[Path, Any]:
 
 
 operations.add(app)
+app.command()(certify)
 keeping.add(app)
 
 
