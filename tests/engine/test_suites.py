@@ -134,7 +134,7 @@ def test_every_known_form_is_read(tmp_path: Path) -> None:
     (tmp_path / "three.jsonl").write_text(json.dumps({"chosen": said[0], "rejected": said[1]}) + "\n")
     (tmp_path / "llm.jsonl.gz").write_bytes(
         gzip.compress(
-            b'{"input": "\\n\\nHuman: hi\\n\\nAssistant: yes?\\n\\nHuman: why?", "output_1": "b", "output_2": "a", "label": 2}\n'
+            b'{"input": "\\n\\nHuman: hi\\n\\nAssistant: yes?\\n\\nHuman: why?", "output_1": "b", "output_2": "a", "label": 2}'
         )
     )
     wrapped = "x\n###The instruction to evaluate:\nwhy?\n\n###Response to evaluate:\n{}\n\n###Score Rubrics:\ny"
