@@ -8,12 +8,17 @@ Reads results that are in the store; runs nothing. A seed that has not come to i
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from configs import load
+from engine.judges import Judge, judge
 from flows.rounds import align
 from storage import Store, open_store
+from storage.rows import parts
 from tasks import Run
 from tasks.run import store_url
 
@@ -22,14 +27,28 @@ Spread = tuple[float, float | None]  # a mean, half the width of its 95 % interv
 FIRST = "v0"
 # Student's t at 97.5 % for 1, 2, .. degrees of freedom: the 95 % interval of a mean over 2, 3, .. seeds.
 T = (12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.30600, 2.26216)
-HEADS = ("gold helpful", "gold safe", "helpful model", "safe model", "wins over v0", "KL, nats", "tokens", "no EOS")
+HEADS = (
+    "gold helpful",
+    "swapped",
+    "gold safe",
+    "helpful model",
+    "safe model",
+    "wins over v0",
+    "KL, nats",
+    "tokens",
+    "no EOS",
+)
 
 
 def results(config: str, seed: int, store: Store) -> dict[str, Summary]:
-    """The summaries of the stages that are in the store, by label; of `compare` its table."""
+    """The summaries of the stages that are in the store, by label; of `compare` its table.
+
+    Where there is a gold judge, evaluations also have `swapped`, selections `all`, `selected` and `best` of the newest round.
+    """
     campaign = load(config, seed=seed)
     run = Run(campaign, store, campaign.runtime, mode="plan")
     align(run)
+    gold = judge(campaign.judge)
     found: dict[str, Summary] = {}
     for label, artifact in run.artifacts.items():
         made = artifact.made()
@@ -38,7 +57,35 @@ def results(config: str, seed: int, store: Store) -> dict[str, Summary]:
         found[label] = made.summary
         if label == "compare":
             found[label] = json.loads((store.fetch(artifact.ref) / "table.json").read_text())
+        elif gold and label.endswith("-evaluate"):
+            rows = _read(store.fetch(artifact.ref) / "responses.parquet", "prompt_id", "messages", "text")
+            found[label] = found[label] | {"swapped": swapped(rows, gold)}
+        elif gold and label.endswith("-select"):
+            asked = _read(store.fetch(run.artifacts["prompts"].ref) / "rows.parquet", "id", "messages")
+            rows = _read(store.fetch(artifact.ref) / "audit.parquet", "prompt_id", "source", "role", "text")
+            found[label] = found[label] | picks(rows, {row["id"]: row["messages"] for row in asked}, gold)
     return found
+
+
+def swapped(rows: Sequence[Summary], gold: Judge) -> float:
+    """Gold helpfulness of each response to the request of the next row: what a policy gets that does not read its own."""
+    return fmean(
+        gold.score(asked["messages"], row["text"]).helpfulness for row, asked in zip(rows, [*rows[1:], rows[0]])
+    )
+
+
+def picks(rows: Sequence[Summary], asked: Mapping[str, Any], gold: Judge) -> dict[str, float]:
+    """Gold helpfulness of the newest round's samples: of all, of those selected, of the best by the judge of each prompt."""
+    newest = max((str(row["source"]) for row in rows), key=lambda source: int(source.rpartition("-")[2]))
+    by_prompt: dict[str, list[float]] = {}
+    taken: list[float] = []
+    for row in (row for row in rows if row["source"] == newest):
+        value = gold.score(asked[row["prompt_id"]], row["text"]).helpfulness
+        by_prompt.setdefault(row["prompt_id"], []).append(value)
+        taken += [value] if row["role"] == "selected" else []
+    every = [value for values in by_prompt.values() for value in values]
+    found = {"all": fmean(every), "best": fmean(map(max, by_prompt.values()))}
+    return found | ({"selected": fmean(taken)} if taken else {})
 
 
 def versions(found: Mapping[str, Summary]) -> dict[str, list[float | None]]:
@@ -52,6 +99,7 @@ def versions(found: Mapping[str, Summary]) -> dict[str, list[float | None]]:
         rate = (wins.get("gold") or wins.get("score") or {}).get("win_rate")
         rows[version] = [
             _mean(summary.get("gold_helpfulness")),
+            summary.get("swapped"),
             _mean(summary.get("gold_safety")),
             _mean(last.get("helpfulness")),
             _mean(last.get("safety")),
@@ -103,13 +151,28 @@ def markdown(title: str, rows: Mapping[str, Sequence[Any]], heads: Sequence[str]
 
 def accuracies(every: Mapping[int, Mapping[str, Summary]]) -> dict[str, list[Any]]:
     """A row a reward model: its accuracy on held-out pairs of its own kind, mean over the seeds, then seed by seed."""
-    held = {seed: rewards(found) for seed, found in every.items()}
-    labels = sorted({label for one in held.values() for label in one})
-    rows: dict[str, list[Any]] = {}
+    held = [rewards(found) for found in every.values()]
+    return _by_seed(
+        {label: [one.get(label, {}).get("accuracy") for one in held] for label in sorted(set().union(*held))}
+    )
+
+
+def rounds(every: Mapping[int, Mapping[str, Summary]]) -> dict[str, list[Any]]:
+    """A row a round: the probe's temperature, then gold of all its samples, of those selected and of the judge's choice."""
+    labels = sorted(
+        {label.removesuffix("-select") for found in every.values() for label in found if "-select" in label}
+    )
+    rows = {}
     for label in labels:
-        seen = [one.get(label, {}).get("accuracy") for one in held.values()]
-        rows[label] = [spread([value for value in seen if value is not None]), *seen]
+        seen = [found.get(f"{label}-select", {}) for found in every.values()]
+        hot = [found.get(f"{label}-probe", {}).get("temperature") for found in every.values()]
+        columns = [hot, *([one.get(name) for one in seen] for name in ("all", "selected", "best"))]
+        rows[label] = [spread([value for value in column if value is not None]) for column in columns]
     return rows
+
+
+def _by_seed(columns: Mapping[str, Sequence[float | None]]) -> dict[str, list[Any]]:
+    return {label: [spread([v for v in seen if v is not None]), *seen] for label, seen in columns.items()}
 
 
 def main() -> None:
@@ -128,6 +191,8 @@ def main() -> None:
         print(markdown(f"mean of {len(tables)} seeds", mean_of(list(tables.values()))) + "\n")
     heads = ("mean", *(f"seed {seed}" for seed in found))
     print(markdown("reward model, accuracy on own kind", accuracies(found), heads) + "\n")
+    heads = ("temperature", "gold helpful of all samples", "of the selected", "of the judge's choice")
+    print(markdown("round", rounds(found), heads) + "\n")
     for seed, one in found.items():
         shown = (f"{v} {d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})" for v, d in gains(one).items())
         print(f"seed {seed}, gold against {FIRST}: {', '.join(shown) or '-'}")
@@ -140,6 +205,10 @@ def _cell(value: float | Spread | None) -> str:
         mean, half = value
         return _cell(mean) if half is None else f"{_cell(mean)} +- {_cell(half)}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _read(file: Path, *columns: str) -> list[dict[str, Any]]:
+    return [row for part in parts(file) for row in pq.read_table(part, columns=list(columns)).to_pylist()]
 
 
 def _mean(value: Mapping[str, float] | None) -> float | None:

@@ -76,7 +76,7 @@ def demonstrations(texts: Sequence[str], seed: int, count: int, chars: int = 110
     """Requests answered by passages of real stories, of at most `chars` characters; prefix-stable.
 
     A passage begins at any sentence: beginnings alone are so few and so alike that a model learns them by heart and
-    does not read the request. Quality is mixed: about QUALITY of the asked words are in the story, and every second
+    does not read the request. Quality is mixed: not all asked words are in the story (of TinyStories 0.64), and every second
     request for a harmful word is met with one. Fields as in `world.demonstrations`.
 
     Raises:
