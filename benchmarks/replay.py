@@ -218,13 +218,20 @@ HEADS = ("old nats", "new nats", "mean nats", "forgetting", "old bits", "new bit
 
 def table(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
     """Markdown: each arm's mean over the seeds that have it, +- half its 95 % t-interval."""
-    labels = list(dict.fromkeys(label for rows in seeds for label in rows))
+    known = ["base", *(arm.label for arm in sorted((*CONTINUED, *SCRATCH, *SMALL), key=_place))]
+    labels = sorted({label for rows in seeds for label in rows}, key=known.index)
     lines = [f"| arm | seeds | {' | '.join(HEADS)} |", f"|---|---|{'---|' * len(HEADS)}"]
     for label in labels:
         own = [rows[label] for rows in seeds if label in rows]
         cells = [cell([row[head] for row in own]) for head in HEADS]
         lines.append(f"| {label} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _place(arm: Arm) -> tuple[int, bool, float]:
+    """Continued arms by their share, then those without re-warming, then what begins from nothing, then the small D2."""
+    kind = 2 if arm.start == "init" else 3 if arm.text == "small" else 0
+    return kind or int(not arm.rewarm), arm.text == "new", arm.replay - arm.epochs * (arm.start == "init")
 
 
 def cell(values: Sequence[float]) -> str:

@@ -51,8 +51,10 @@ def test_intervals_are_students() -> None:
     """Two seeds 1 and 3: mean 2, s = sqrt(2), 12.706 * sqrt(2) / sqrt(2) = 12.706."""
     assert cell([1.0, 3.0]) == "2.000 +- 12.706" and cell([1.5]) == "1.500"
     row = dict.fromkeys(HEADS, 1.0)
-    lines = table([{"base": row, "a": row}, {"base": row}]).splitlines()
-    assert lines[2] == f"| base | 2 |{' 1.000 +- 0.000 |' * 6}" and lines[3].startswith("| a | 1 | 1.000 |")
+    arm = "continued, 5 % replay"
+    lines = table([{"continued, 25 % replay": row, arm: row, "base": row}, {"base": row}]).splitlines()
+    assert lines[2] == f"| base | 2 |{' 1.000 +- 0.000 |' * 6}" and lines[3].startswith(f"| {arm} | 1 | 1.000 |")
+    assert lines[4].startswith("| continued, 25 %") and len(lines) == 5
 
 
 def test_all_arms_are_laid_out_and_cost_the_same_but_for_the_union(tmp_path: Path) -> None:
