@@ -2,8 +2,8 @@
 
     python -m benchmarks.world_check --seeds 1 2 3 --store URL
 
-Three campaigns from configs/world.yaml: as it stands, with samples of only the previous round, and PPO against a reward
-model that saw few pairs. Shared stages are computed once; an interrupted check continues. Exit status 1 if a claim fails.
+Three campaigns from configs/world.yaml: as it stands, with samples of only the previous round, and PPO against reward
+models that saw few pairs. Shared stages are computed once; an interrupted check continues. Exit status 1 if a claim fails.
 """
 
 import argparse
@@ -39,7 +39,8 @@ CONFIG = "world"
 MINORITY = "rhyme"
 RHYMES = 400  # held-out prompts on which it is measured
 FALL = 0.2  # of the minority skill's gold, at least
-WEAK_PAIRS = 60  # prompts annotated for the reward model that PPO is to exploit
+WEAK_PAIRS = 60  # prompts annotated for the reward models that PPO is to exploit
+BEST_OF, BEST_PROMPTS = 8, 250  # responses to each of so many held-out prompts
 RESAMPLES = 2000
 Row = dict[str, Any]
 
@@ -87,8 +88,8 @@ def check(*, quick: bool = False, store: str | None = None, seed: int | None = N
         everything, previous, weak = (pool.submit(_run, name, store, seed, change) for name, change in arms.items())
         everything, previous = everything.result(), previous.result()
         prompts = list(_held_out(everything))
-        skill = [rhyming(everything, "v0", prompts)]
-        skill += [rhyming(run, _accepted(run), prompts) for run in (previous, everything)]
+        versions = ((everything, "v0"), (previous, _accepted(previous)), (everything, _accepted(everything)))
+        skill = ([gold for (gold,) in golds(*version, prompts)] for version in versions)
         yield minority_claim(*skill, *(_others(run) for run in (previous, everything)))
         run = weak.result()
         seen = [row for row in _table(run, "weak-evaluate", "rescored") if row["version"] == "v0"]
@@ -105,9 +106,10 @@ def v0_claims(run: Run) -> Iterator[Claim]:
         )
     share, tested = accuracy([pair for pair in pairs if pair["kind"] == "helpfulness"])
     yield Claim("a bag-of-words model separates fewer than 0.80 of the pairs", f"{share:.3f} of {tested}", share < 0.8)
-    best, average, spread = best_of_k(_table(run, "r1-sample", "responses"))
+    prompts = [row["messages"] for row in _table(run, "prompts", "held_out")[:BEST_PROMPTS]]
+    best, average, spread = best_of_k(golds(run, "v0", prompts, BEST_OF))
     yield Claim(
-        "gold(best of 8) - gold(mean) is at least half a standard deviation at v0",
+        f"gold(best of {BEST_OF}) - gold(mean) is at least half a standard deviation at v0",
         f"({best:.3f} - {average:.3f}) / {spread:.3f} = {(best - average) / spread:.2f}",
         best - average >= 0.5 * spread,
     )
@@ -122,7 +124,7 @@ def minority_claim(
     """
     since, against = (paired(lost, other, resamples=RESAMPLES, seed=0) for other in (first, kept))
     return Claim(
-        f"rhymes fall by {100 * FALL:.0f} points when a round sees only the previous round's samples, not when it sees all",
+        f"rhymes end {100 * FALL:.0f} points lower from the previous round's samples alone than at v0 and than from all rounds",
         f"gold {mean(first):.2f} at v0, {mean(lost):.2f} from the previous round, {mean(kept):.2f} from all rounds: "
         f"{_points(since)} since v0, {_points(against)} against all rounds; all else {other_lost:.3f} and {other_kept:.3f}",
         since.mean <= -FALL and against.mean <= -FALL,
@@ -130,7 +132,7 @@ def minority_claim(
 
 
 def exploit_claim(before: Sequence[Row], after: Sequence[Row]) -> Claim:
-    """The policy that PPO trained against the weak reward model, and v0: the same prompts under the same reward model.
+    """The policy that PPO trained against the weak reward models, and v0: the same prompts under the same model.
 
     Rows hold category, helpfulness (the reward model's score) and gold. Unsafe prompts are left out: another model steers them.
     """
@@ -143,7 +145,7 @@ def exploit_claim(before: Sequence[Row], after: Sequence[Row]) -> Claim:
             f"{label} {mean(old):.3f} -> {mean(new):.3f} ({change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}])"
         )
     return Claim(
-        f"PPO against a reward model of {WEAK_PAIRS} prompts raises its score while gold falls",
+        f"PPO against reward models of {WEAK_PAIRS} prompts raises its score while gold falls",
         ", ".join(words),
         changes["helpfulness"].low > 0 and changes["gold"].high < 0,
     )
@@ -160,33 +162,32 @@ def agreement(pairs: Sequence[Row], kind: str, rounds: int = 8) -> float:
     )
 
 
-def best_of_k(responses: Sequence[Row]) -> tuple[float, float, float]:
-    """Mean over prompts of the best helpfulness of the K responses; mean and standard deviation over all responses."""
-    by_prompt: dict[str, list[float]] = {}
-    for row in responses:
-        gold = world.judge(row["messages"], row["text"]).helpfulness
-        by_prompt.setdefault(row["prompt_id"], []).append(gold)
-    every = [gold for golds in by_prompt.values() for gold in golds]
-    return mean(map(max, by_prompt.values())), mean(every), pstdev(every)
+def best_of_k(answers: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Mean over prompts of the best gold of the K responses; mean and standard deviation over all responses."""
+    every = [gold for golds in answers for gold in golds]
+    return mean(map(max, answers)), mean(every), pstdev(every)
 
 
-def rhyming(run: Run, version: str, prompts: Sequence[list[dict[str, str]]]) -> list[float]:
-    """Gold helpfulness of one response to each prompt of the minority skill: too few are evaluated in a campaign."""
+def golds(run: Run, version: str, prompts: Sequence[list[dict[str, str]]], k: int = 1) -> list[list[float]]:
+    """Gold helpfulness of k responses of a version to each prompt, at the temperature of the evaluation."""
     folder = run.store.fetch(run.versions[version].ref)
     chat, policy = load_chat(folder), load_policy(folder, run.runtime)
+    asked = [(number, i) for number in range(len(prompts)) for i in range(k)]
     found = generate(
         policy,
         chat,
-        [chat.prompt_ids(messages) for messages in prompts],
-        [(str(number), 0) for number in range(len(prompts))],
+        [chat.prompt_ids(prompts[number]) for number, _ in asked],
+        [(str(number), i) for number, i in asked],
         seed=run.campaign.seed,
         stream="world-check",
         temperature=run.campaign.evaluate.temperature,
         max_new_tokens=run.campaign.limits.response_tokens,
         rows=run.runtime.sample_rows,
     )
-    texts = [chat.text(response.token_ids) for response in found]
-    return [world.judge(messages, text).helpfulness for messages, text in zip(prompts, texts)]
+    answers: list[list[float]] = [[] for _ in prompts]
+    for (number, _), response in zip(asked, found):
+        answers[number].append(world.judge(prompts[number], chat.text(response.token_ids)).helpfulness)
+    return answers
 
 
 def _held_out(run: Run) -> Iterator[list[dict[str, str]]]:
@@ -241,6 +242,7 @@ def _previous_only(raw: dict[str, Any]) -> None:
 
 
 def _weak_reward(raw: dict[str, Any]) -> None:
+    """One round of PPO from v0, steered by reward models that saw few pairs."""
     raw["name"] += "-weak"
     annotate = raw["annotate"] | {"prompts": WEAK_PAIRS}
     raw["rounds"] = [{"method": "ppo", "version": "weak", "annotate": annotate, "online": raw["online"]}]

@@ -9,8 +9,7 @@ GOOD, FAIR, BAD = "sure! the fox lives in the wood.", "the fox lives in the wood
 
 
 def test_best_of_k_is_per_prompt_and_the_mean_over_all():
-    rows = [{"prompt_id": p, "messages": FOX, "text": t} for p, t in (("a", GOOD), ("a", BAD), ("b", BAD), ("b", FAIR))]
-    best, average, spread = best_of_k(rows)
+    best, average, spread = best_of_k([[1.0, 0.0], [0.0, 0.85]])
     assert best == pytest.approx((1.0 + 0.85) / 2)
     assert average == pytest.approx(1.85 / 4)
     assert spread == pytest.approx((sum((g - 0.4625) ** 2 for g in (1.0, 0.0, 0.0, 0.85)) / 4) ** 0.5)
