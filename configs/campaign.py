@@ -32,6 +32,9 @@ class Data(Strict):
     demonstrations: tuple[Source, ...] = ()
     prompts: tuple[Source, ...] = ()
     preferences: tuple[Source, ...] = ()
+    rankings: tuple[
+        Source, ...
+    ] = ()  # of K responses or with attributes, for reward models whose method learns from those
     held_out: Share = 0.2
     max_rejected: Share = 0.05
 
@@ -86,6 +89,9 @@ class Campaign(Strict):
     rewards: dict[Literal["helpfulness", "safety"], Reward] = Field(default_factory=dict)
     leakage: Leakage = Leakage()
     certify: Certify = Certify()
+    reward_bases: dict[Literal["helpfulness", "safety"], Base] = Field(
+        default_factory=dict
+    )  # instead of the chat model
     annotate: Annotate = Annotate()
     probe: Probe | Literal["none"] = Probe()
     sample: Sample = Sample()

@@ -5,13 +5,14 @@ import hashlib
 import os
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from configs.campaign import Campaign
+from configs.campaign import Base, Campaign
 from configs.fields import Strict
 from configs.methods import check_config, describe
 from configs.recipes import Adopt, Annotate, Online, Reward, Select, Source, Train
@@ -33,7 +34,16 @@ _SECTIONS = (
     "compare",
 )
 S = TypeVar("S", Train, Select, Online)
-_DERIVED = ("limits", "judge", "seed", "round", "sha256", "reward", "leakage")  # set by the campaign for every section
+_DERIVED = (
+    "limits",
+    "judge",
+    "seed",
+    "round",
+    "sha256",
+    "reward",
+    "leakage",
+    "reads",
+)  # set by the campaign for every section
 
 
 class ConfigError(ValueError):
@@ -244,6 +254,14 @@ def _lacking(c: Campaign) -> str | None:
         return "data.documents: none given, which base.pretrain learns from"
     if c.bake_off and not c.data.demonstrations:
         return "data.demonstrations: none given; all methods of a bake-off start from one SFT model"
+    for kind, reward in c.rewards.items():
+        if "responses" in describe(reward.method).columns and not c.data.rankings:
+            return f"data.rankings: none given, which rewards.{kind}.method {reward.method} learns from"
+    for kind, own in c.reward_bases.items():
+        if kind not in c.rewards:
+            return f"reward_bases.{kind}: there is no rewards.{kind}"
+        if own.pretrain and not c.data.documents:
+            return f"data.documents: none given, which reward_bases.{kind}.pretrain learns from"
     if not c.data.preferences and any(a.annotator == "dataset" for a in annotators):
         return "data.preferences: none given, which the annotator of the rounds deals out"
     return None
@@ -262,15 +280,10 @@ def resolve(c: Campaign, *, require_data: bool = True) -> Campaign:
     data = c.data.model_copy(
         update={
             rows: tuple(with_digest(source, require_data) for source in getattr(c.data, rows))
-            for rows in ("documents", "demonstrations", "prompts", "preferences")
+            for rows in ("documents", "demonstrations", "prompts", "preferences", "rankings")
         }
     )
-    base = c.base.model_copy(
-        update={
-            "pretrain": fill(c.base.pretrain),
-            "adopt": _adopt_digest(fill(c.base.adopt), require_data) if c.base.adopt else None,
-        }
-    )
+    base = _base(c.base, fill, require_data)
     rounds = tuple(
         entry.model_copy(
             update={
@@ -285,12 +298,20 @@ def resolve(c: Campaign, *, require_data: bool = True) -> Campaign:
         )
         for i, entry in enumerate(c.rounds, start=1)
     )
-    rewards = {kind: fill(reward) for kind, reward in c.rewards.items()}
+    rewards = {kind: fill(r, reads="own" if kind in c.reward_bases else "policy") for kind, r in c.rewards.items()}
+    bases = {kind: _base(base, fill, require_data) for kind, base in c.reward_bases.items()}
     sections = {name: fill(getattr(c, name)) for name in _SECTIONS}
     versions = [entry.version for entry in rounds]
     if len(set(versions)) != len(versions) or {"base", "v0"} & set(versions):
         raise ConfigError(f"rounds: versions must differ from each other and from base and v0, found {versions}")
-    return c.model_copy(update={"data": data, "base": base, "rounds": rounds, "rewards": rewards, **sections})
+    return c.model_copy(
+        update={"data": data, "base": base, "rounds": rounds, "rewards": rewards, "reward_bases": bases, **sections}
+    )
+
+
+def _base(base: Base, fill: Callable[..., Any], require_data: bool) -> Base:
+    adopt = _adopt_digest(fill(base.adopt), require_data) if base.adopt else None
+    return base.model_copy(update={"pretrain": fill(base.pretrain), "adopt": adopt})
 
 
 def _with_preset(recipe: Online, method: str, place: str) -> Online:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from configs.fields import Count, Name, Natural, Positive, Setting, Share, Strict
 
-Rows = Literal["documents", "examples", "prompts", "preferences"]
+Rows = Literal["documents", "examples", "prompts", "preferences", "rankings"]
 Columns = dict[str, str]
 
 
@@ -54,7 +54,9 @@ class Source(Strict):
     revision: str | None = None  # hub: a commit; a branch works but moves, and what it stood for is recorded
     split: str = "train"  # hub
     sha256: str | None = None  # path: filled in when the campaign is resolved, so that the bytes name the result
-    format: Literal["auto", "text", "prompt-response", "messages", "pair", "dialogue"] = "auto"
+    format: Literal[
+        "auto", "text", "prompt-response", "messages", "pair", "dialogue", "ranking", "qa-feedback", "steerlm"
+    ] = "auto"
     columns: Columns = Field(default_factory=dict)
     domain: str = "main"  # world: which variety of the corpus
     kind: Literal["helpfulness", "safety"] = "helpfulness"  # preferences: what was judged
@@ -174,6 +176,11 @@ class Reward(Strict):
     kind: Literal["helpfulness", "safety"] = "helpfulness"
     method: Name = "reward"
     config: dict[str, Setting] = Field(default_factory=dict)  # margin: small|large|none, safety_weight
+    head: Literal["new", "token"] = "new"  # token: the policy's own logit of `head_token` instead of a new head
+    head_token: str | None = None
+    reads: Literal["policy", "own"] = (
+        "policy"  # own: on a base of its own (`reward_bases` sets it), maybe another tokenizer
+    )
     own_share: Share = 0.5  # of the rows, from this kind's own preferences: 50/50 helpfulness, 90/10 safety
     optimizer: Optimizer = Optimizer(learning_rate=1e-5)
     epochs: Positive = 1.0
@@ -183,6 +190,14 @@ class Reward(Strict):
     lora: Lora | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_head(self) -> "Reward":
+        if (self.head == "token") != (self.head_token is not None):
+            raise ValueError(
+                f"head {self.head} with head_token {self.head_token!r}: a token is given for head token only"
+            )
+        return self
 
 
 class Annotate(Strict):

@@ -1,6 +1,7 @@
 """Raw rows -> typed rows: the shapes in which people keep instruction data, each read into our row types (METHODS 0.5)."""
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ FORMATS = {
     "examples": ("messages", "prompt-response", "dialogue"),
     "prompts": ("messages", "prompt-response", "dialogue"),
     "preferences": ("pair", "dialogue"),
+    "rankings": ("ranking", "qa-feedback", "steerlm"),
 }
 
 
@@ -51,8 +53,9 @@ def typed(raw: Raw, source: Source, rows: str, label: str, max_chars: int) -> Ty
     if rows != "documents":
         made["category"] = source.category or _text_or(row, "category", "general")
         made["is_safety"] = _flag(row, source, rows)
-    name = row.get("prompt_id" if rows == "preferences" else "id")
-    made["prompt_id" if rows == "preferences" else "id"] = str(name) if name is not None else _name(made, rows)
+    key = "prompt_id" if rows in ("preferences", "rankings") else "id"
+    name = row.get(key)
+    made[key] = str(name) if name is not None else _name(made, rows)
     if rows == "preferences":
         made |= {"kind": source.kind, "annotator": "human", "agreement": _number(row, "agreement")}
     made["source"] = label if not source.world else str(row.get("source", label))
@@ -139,8 +142,8 @@ def _mapped(raw: Raw, columns: Mapping[str, str]) -> Raw:
 
 def _detect(row: Raw, rows: str) -> str:
     """The format that a row's columns speak for."""
-    if rows == "documents":
-        return "text"
+    if rows in ("documents", "rankings"):
+        return "text" if rows == "documents" else "ranking"
     if rows == "preferences":
         whole = isinstance(row.get("chosen"), str) and str(row["chosen"]).startswith("\n\nHuman:")
         return "dialogue" if whole and "prompt" not in row and "messages" not in row else "pair"
@@ -184,6 +187,65 @@ def _preference(row: Raw, form: str) -> Typed:
         raise Refusal("chosen equals rejected")
     safe = {c: _boolean(row, c) for c in ("chosen_safe", "rejected_safe")}
     return {"messages": turns, "chosen": chosen, "rejected": rejected, "grade": _grade(row), **safe}
+
+
+def _ranking(row: Raw, form: str) -> Typed:
+    """K responses to one prompt, with a score each, or with levels of attributes each, or both."""
+    if form == "qa-feedback":
+        return _qa_feedback(row)
+    if form == "steerlm":
+        return _steerlm(row)
+    turns = _turns(row, "messages" if "messages" in row else "prompt-response")
+    texts = row.get("responses")
+    if turns[-1]["role"] != "user" or not isinstance(texts, list) or not texts:
+        raise Refusal("a ranking needs a prompt that ends with a user turn and a list of responses")
+    said = [_text({"responses": text}, "responses").replace("\r\n", "\n").strip() for text in texts]
+    scores, attributes = row.get("scores"), row.get("attributes")
+    if scores is None and attributes is None:
+        raise Refusal("a ranking needs scores or attributes")
+    for name, values in (("scores", scores), ("attributes", attributes)):
+        if values is not None and (not isinstance(values, list) or len(values) != len(said)):
+            raise Refusal(f"{name} must be a list of {len(said)}, one for each response")
+    if scores is not None:
+        scores = [_number({"scores": value}, "scores") for value in scores]
+        if None in scores:
+            raise Refusal("scores must all be numbers")
+    return {"messages": turns, "responses": said, "scores": scores, "attributes": attributes}
+
+
+def _qa_feedback(row: Raw) -> Typed:
+    """Four answers and all six comparisons between them (0 tie, 1 first, 2 second): a win counts 1, a tie half.
+
+    Wu et al. 2023 (Fine-grained RLHF). Of its 2,478 comparisons 41 say otherwise than the order of these counts.
+    """
+    said = [_text(row, f"prediction {i}").strip() for i in (1, 2, 3, 4)]
+    verdicts = row.get("preference")
+    if not isinstance(verdicts, list) or len(verdicts) != 6 or any(v not in (0, 1, 2) for v in verdicts):
+        raise Refusal("preference must hold six of 0, 1, 2: pairs 1-2, 1-3, 1-4, 2-3, 2-4, 3-4")
+    scores = [0.0] * 4
+    for (a, b), verdict in zip(itertools.combinations(range(4), 2), verdicts):
+        scores[a] += (0.5, 1.0, 0.0)[verdict]
+        scores[b] += (0.5, 0.0, 1.0)[verdict]
+    turns = chat([{"role": "user", "content": _text(row, "question").strip()}])
+    return {"messages": turns, "responses": said, "scores": scores, "attributes": None}
+
+
+def _steerlm(row: Raw) -> Typed:
+    """A conversation whose last turn has the label `helpfulness:4,correctness:4,..` (NeMo-Aligner): levels in its order."""
+    said = row.get("conversations")
+    if not isinstance(said, list) or not said or not isinstance(said[-1], dict):
+        raise Refusal("want conversations, a list of turns with from and value")
+    system = _text_or(row, "system", "")
+    head = [{"role": "system", "content": system}] if system.strip() else []
+    turns = chat([*head, *said])
+    label = said[-1].get("label")
+    if turns[-1]["role"] != "assistant" or not isinstance(label, str):
+        raise Refusal("the last turn must be the assistant's and have a label")
+    parts = [part.partition(":")[2] for part in label.split(",")]
+    if not all(part.strip().isdigit() for part in parts):
+        raise Refusal(f"label {label[:40]!r}: want name:level,name:level,..")
+    levels = [[float(part) for part in parts]]
+    return {"messages": turns[:-1], "responses": [turns[-1]["content"]], "scores": None, "attributes": levels}
 
 
 def _turns(row: Raw, form: str) -> list[Message]:
@@ -250,7 +312,7 @@ def _grade(row: Raw) -> int | None:
 
 def _name(made: Typed, rows: str) -> str:
     """A row's id from its content. Pairs are named by their prompt, so that pairs on one prompt stay together."""
-    content = made["messages"] if rows == "preferences" else made
+    content = made["messages"] if rows in ("preferences", "rankings") else made
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -259,4 +321,5 @@ _MAKERS: dict[str, Callable[[Raw, str], Typed]] = {
     "examples": _example,
     "prompts": _prompt,
     "preferences": _preference,
+    "rankings": _ranking,
 }

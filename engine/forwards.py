@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from engine import pruned
 from engine.batches import Padded
+from engine.implicit import Implicit
 
 _SCALED = (
     "final_logit_softcapping",
@@ -44,7 +45,9 @@ def rewards(model: Any, padded: Padded) -> Tensor:
 
 
 def attributes(model: Any, padded: Padded) -> Tensor:
-    """All outputs of the head at the last real token, [B, A] fp32."""
+    """All outputs of the head at the last real token, [B, A] fp32; of an implicit reward its one value."""
+    if isinstance(model, Implicit):
+        return model.score(logps(model.policy, padded), logps(model.reference, padded)).unsqueeze(-1)
     return _score(model, _states(model, padded, padded.last))
 
 

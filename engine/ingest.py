@@ -18,7 +18,13 @@ from engine.job import Job
 from engine.sources import Found, Refusal, read
 from storage.rows import read_rows, write_rows
 
-SCHEMAS = {"documents": "Document", "examples": "Example", "prompts": "Prompt", "preferences": "Preference"}
+SCHEMAS = {
+    "documents": "Document",
+    "examples": "Example",
+    "prompts": "Prompt",
+    "preferences": "Preference",
+    "rankings": "Ranking",
+}
 SHOWN = 3  # refused rows named in an error
 
 

@@ -1,5 +1,6 @@
 """Models as Hugging Face folders: load, make, save. Safetensors only, no code from outside, dropout off unless asked for."""
 
+import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -14,7 +15,9 @@ from transformers.utils import logging
 
 from configs.runtime import Runtime
 from engine.errors import StageError
-from engine.template import Chat, save_card
+from engine.implicit import FOLDER as IMPLICIT
+from engine.implicit import Implicit
+from engine.template import CARD, Chat, read_tokenizer, save_card
 
 Dtype = Literal["float32", "bfloat16"]
 _DROPOUTS = ("attention_dropout", "dropout", "activation_dropout", "hidden_dropout", "attn_pdrop", "embd_pdrop",
@@ -32,7 +35,11 @@ def load_policy(folder: Path, runtime: Runtime, dtype: Dtype = "float32", dropou
 
 
 def load_reward(folder: Path, runtime: Runtime, dtype: Dtype = "float32", dropout: float = 0.0) -> Any:
-    """A scalar reward model in evaluation mode; its head stays in fp32."""
+    """A scalar reward model in evaluation mode; its head stays in fp32. One without a head is its two models."""
+    card = json.loads((folder / CARD).read_text()) if (folder / CARD).is_file() else {}
+    if "implicit" in card:
+        pair = [_load(AutoModelForCausalLM, part, dtype, dropout) for part in (folder, folder / IMPLICIT)]
+        return Implicit(*pair, beta=float(card["implicit"])).eval().to(runtime.device)
     model = _load(AutoModelForSequenceClassification, folder, dtype, dropout)
     if model.num_labels != 1:
         raise StageError(f"{folder.name}: a reward model has one output, found {model.num_labels}")
@@ -47,19 +54,44 @@ def critic_from_reward(folder: Path, runtime: Runtime, dtype: Dtype = "float32")
 
 
 def reward_from_policy(
-    folder: Path, runtime: Runtime, seed: int, dtype: Dtype = "float32", dropout: float = 0.0, outputs: int = 1
+    folder: Path,
+    runtime: Runtime,
+    seed: int,
+    dtype: Dtype = "float32",
+    dropout: float = 0.0,
+    outputs: int = 1,
+    token: str | None = None,
 ) -> Any:
     """A reward model on a policy's body: a new head, normal with std 1/sqrt(d + 1), no bias (METHODS 2.4).
 
     outputs: 1 for a reward; more for a model of attributes.
+    token: instead of a new head the row of the policy's vocabulary head that gives this token's logit, so that the
+        reward begins as that logit.
+
+    Raises:
+        StageError: a model without a plain score head, or a token that is not one of the vocabulary.
     """
     model = _load(AutoModelForSequenceClassification, folder, dtype, dropout, head="score.weight", num_labels=outputs)
     if not isinstance(model.score, nn.Linear) or model.score.bias is not None:
         raise StageError(f"{folder.name}: {type(model).__name__} has no plain score head; use another architecture")
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(model.score.weight.shape, generator=generator) / math.sqrt(model.score.in_features + 1)
-    model.score.weight = nn.Parameter(drawn)
+    model.score.weight = nn.Parameter(drawn if token is None else vocabulary_row(folder, runtime, token)[None])
     return model.to(runtime.device)
+
+
+def vocabulary_row(folder: Path, runtime: Runtime, token: str) -> torch.Tensor:
+    """The weights [D] of a policy's vocabulary head that make one token's logit."""
+    ids = read_tokenizer(folder).get_vocab()
+    if token not in ids:
+        near = difflib.get_close_matches(token, ids, n=3)
+        hint = f"; near it are {', '.join(map(repr, near))}" if near else ""
+        raise StageError(f"reward.head_token {token!r} is not a token of the model's vocabulary{hint}")
+    policy = load_policy(folder, runtime)
+    head, width = policy.get_output_embeddings(), policy.config.hidden_size
+    if head.bias is not None or head.in_features != width:
+        raise StageError(f"{folder.name}: its vocabulary head reads {head.in_features} numbers, a reward head {width}")
+    return head.weight[ids[token]].detach().float().cpu().clone()
 
 
 def new_llama(architecture: Mapping[str, Any], chat: Chat, seed: int) -> Any:
@@ -88,11 +120,18 @@ def read_config(source: Path | str, revision: str | None = None) -> Any:
     return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, local_files_only=local)
 
 
-def save_model(model: Any, chat: Chat, out: Path, kind: Literal["policy", "reward"], dtype: Dtype = "float32") -> None:
+def save_model(
+    model: Any, chat: Chat, out: Path, kind: Literal["policy", "reward"], dtype: Dtype = "float32", **card: Any
+) -> None:
     """Write a folder that plain Auto classes load: the same weights give the same bytes.
 
     dtype: of the stored weights; a reward model's head is stored in fp32.
+    card: more to be known about the model.
     """
+    if isinstance(model, Implicit):
+        save_model(model.reference, chat, out / IMPLICIT, "policy", dtype)
+        save_model(model.policy, chat, out, kind, dtype, implicit=model.beta, **card)
+        return
     out.mkdir(parents=True, exist_ok=True)
     wanted = getattr(torch, dtype)
     state = {}
@@ -108,7 +147,7 @@ def save_model(model: Any, chat: Chat, out: Path, kind: Literal["policy", "rewar
             config = json.loads(path.read_text())
             config.pop("_name_or_path", None)
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    save_card(chat, out, kind)
+    save_card(chat, out, kind, **card)
 
 
 def freeze(model: Any) -> Any:

@@ -1,5 +1,6 @@
 """Who and what takes part in an online run, put together from the inputs of its job."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,12 +15,12 @@ from engine.errors import StageError
 from engine.examples import Item, Reader
 from engine.job import Job
 from engine.ladder import Anchors, check_ladder
-from engine.models import critic_from_reward, freeze, load_policy
+from engine.models import critic_from_reward, freeze, load_policy, reward_from_policy
 from engine.packing import shape_of
 from engine.rollouts import Judge, Models, Prompts, judge_of
 from engine.scoring import load_scorers, names
 from engine.sharding import Plain
-from engine.template import Chat, load_chat
+from engine.template import CARD, Chat, load_chat
 from engine.updates import Learner
 from storage.rows import read_rows
 
@@ -80,7 +81,7 @@ def open_run(job: Job, judge: Judge | None) -> Run:
         found = [job.folder("critic_start")] if "critic_start" in job.inputs else folders
         if not found:
             raise StageError(f"method {recipe.method} needs a critic: give rewards or critic_start")
-        model = critic_from_reward(found[0], job.runtime)
+        model = _critic(found[0], start, chat, job)
         if recipe.critic_head == "zero":
             torch.nn.init.zeros_(model.score.weight)
         model = adapters.add(model, recipe.lora, recipe.seed)
@@ -89,7 +90,7 @@ def open_run(job: Job, judge: Judge | None) -> Run:
         policy=policy,
         reference=_reference(job, policy, start),
         critic=None if critic is None else critic.model,
-        judge=judge or judge_of(scorers),
+        judge=judge or judge_of(scorers, chat, recipe.limits, job.runtime.score_rows),
         chat=chat,
     )
     for scorer in scorers:
@@ -106,6 +107,17 @@ def _reference(job: Job, policy: Any, start: Path) -> Any:
     if job.recipe.lora and drawing.fingerprint(folder) == drawing.fingerprint(start):
         return policy
     return freeze(load_policy(folder, job.runtime))
+
+
+def _critic(folder: Path, start: Path, chat: Chat, job: Job) -> Any:
+    """A value model that begins as the reward model; on the policy's own body with V = 0 where that has no head or reads
+    through another tokenizer."""
+    card = json.loads((folder / CARD).read_text())
+    if "implicit" not in card and card["fingerprint"] == chat.fingerprint:
+        return critic_from_reward(folder, job.runtime)
+    model = reward_from_policy(start, job.runtime, job.recipe.seed)
+    torch.nn.init.zeros_(model.score.weight)
+    return model
 
 
 def _examples(job: Job, recipe: Online, chat: Chat) -> list[Item]:

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +16,15 @@ from engine import adapters
 from engine.batches import micro_batches
 from engine.certificate import certificate
 from engine.errors import StageError
-from engine.examples import Item, Reader
+from engine.examples import UNKNOWN, Item, Reader
 from engine.formats import is_held_out
 from engine.forwards import attributes
+from engine.implicit import Implicit
 from engine.job import Job
-from engine.models import load_reward, reward_from_policy, save_model
+from engine.models import freeze, load_policy, load_reward, reward_from_policy, save_model
 from engine.offline import Fit, epochs, fit
 from engine.packing import arrange, shape_of
+from engine.reference import reference_logps
 from engine.template import CARD, load_chat
 from storage.rows import read_rows
 
@@ -37,8 +40,11 @@ def run(job: Job) -> dict[str, Any]:
     """
     recipe: Reward = job.recipe
     method = methods.load(recipe.method)
-    if "reward" not in method.forwards:
-        raise StageError(f"method {recipe.method} does not train a reward model; use reward or one like it")
+    implicit = method.loop == "offline" and set(method.forwards) == {"policy_logp", "reference_logp"}
+    if "reward" not in method.forwards and not implicit:
+        raise StageError(
+            f"method {recipe.method} does not train a reward model; use reward or one like it, or dpo for an implicit one"
+        )
     config, start = method.Config(**recipe.config), job.folder("model")
     chat = replace(load_chat(start), asks="")  # a reward model judges answers to what the user said
     reader = Reader(chat, recipe.limits, method, config)
@@ -47,12 +53,7 @@ def run(job: Job) -> dict[str, Any]:
     held += given_held_out(job, reader)
     mixed, counts = mix(train, recipe.kind, recipe.own_share, recipe.seed)
     steps = epochs(len(mixed), recipe.batch_size, recipe.epochs, seed=recipe.seed, keys=[item.key for item in mixed])
-    is_reward = json.loads((start / CARD).read_text())["kind"] == "reward"
-    model = (
-        load_reward(start, job.runtime)
-        if is_reward
-        else reward_from_policy(start, job.runtime, recipe.seed, outputs=len(getattr(config, "attributes", "1")))
-    )
+    model = load_policy(start, job.runtime) if implicit else _scorer(job, start, config)
     model = adapters.add(model, recipe.lora, recipe.seed)
     plan = Fit(
         model=model,
@@ -65,15 +66,70 @@ def run(job: Job) -> dict[str, Any]:
         pad_id=chat.pad_id,
         dtype=recipe.dtype,
         seed=recipe.seed,
+        reference=(
+            lambda: reference_logps(
+                freeze(load_policy(start, job.runtime)),
+                mixed,
+                pad_id=chat.pad_id,
+                rows=job.runtime.score_rows,
+                device=job.runtime.device,
+            )
+        )
+        if implicit
+        else None,
         shape=shape_of(model),
+        same_start=implicit,
     )
     model, summary = fit(job, plan)
     model = adapters.merged(model)
-    save_model(model, chat, job.out, "reward", recipe.dtype)
-    report = certificate(held, judge(job, model, held, chat.pad_id), recipe.kind, recipe.seed) if held else {"pairs": 0}
+    if implicit:
+        beta = getattr(config, "beta", None) or config.gamma
+        model = Implicit(model, load_policy(start, job.runtime), beta).eval()
+    own = {"reads": "own"} if recipe.reads == "own" else {}
+    save_model(model, chat, job.out, "reward", recipe.dtype, **own)
+    outputs = outputs_of(job, model, held, chat.pad_id)
+    means = [[sum(one) / len(one) for one in responses] for responses in outputs]
+    report = certificate(held, means, recipe.kind, recipe.seed) if held else {"pairs": 0}
+    if names := getattr(config, "attributes", ()):
+        report["attributes"] = levels(held, outputs, mixed, names)
     (job.out / "held_out.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
-    short = {name: report[name] for name in ("pairs", "accuracy", "own") if name in report}
+    short = {name: report[name] for name in ("pairs", "accuracy", "own", "attributes") if name in report}
     return {**summary, "mix": counts, "read": dict(sorted(reader.counts.items())), "held_out": short}
+
+
+def _scorer(job: Job, start: Path, config: Any) -> Any:
+    """The model to train: a reward model as it is, or a policy with a head put on."""
+    recipe: Reward = job.recipe
+    if json.loads((start / CARD).read_text())["kind"] == "reward":
+        return load_reward(start, job.runtime)
+    outputs = len(getattr(config, "attributes", "1"))
+    if recipe.head == "token" and outputs > 1:
+        raise StageError(f"reward.head token gives one number, {recipe.method} wants {outputs}: use head new")
+    return reward_from_policy(start, job.runtime, recipe.seed, outputs=outputs, token=recipe.head_token)
+
+
+def levels(
+    items: Sequence[Item], predicted: Sequence[Sequence[Sequence[float]]], train: Sequence[Item], names: Sequence[str]
+) -> dict[str, Any]:
+    """Of an attribute model: absolute error on held-out rows, and that of always saying the training rows' mean.
+
+    Args:
+        predicted: of each item the outputs [A] for each of its responses.
+    """
+    found: dict[str, Any] = {}
+    for place, name in enumerate(names):
+        known = [label[place] for item in train for label in item.labels if label[place] != UNKNOWN]
+        pairs = [
+            (outputs[place], label[place])
+            for item, responses in zip(items, predicted)
+            for label, outputs in zip(item.labels, responses)
+            if label[place] != UNKNOWN
+        ]
+        if known and pairs:
+            mean = sum(known) / len(known)
+            found[name] = {"error": sum(abs(p - y) for p, y in pairs) / len(pairs),
+                           "error_of_mean": sum(abs(mean - y) for _, y in pairs) / len(pairs), "count": len(pairs)}  # fmt: skip
+    return found
 
 
 def split(reader: Reader, rows: Iterable[Row], share: float) -> tuple[list[Item], list[Item]]:
@@ -110,13 +166,18 @@ def mix(items: Sequence[Item], kind: str, own_share: float, seed: int) -> tuple[
 
 
 def judge(job: Job, model: Any, items: Sequence[Item], pad_id: int) -> list[list[float]]:
-    """The model's score of every item's responses; of several heads, their mean."""
-    found: list[list[float]] = [[] for _ in items]
+    """The model's score of every item's responses; of several outputs, their mean."""
+    return [[sum(one) / len(one) for one in responses] for responses in outputs_of(job, model, items, pad_id)]
+
+
+def outputs_of(job: Job, model: Any, items: Sequence[Item], pad_id: int) -> list[list[list[float]]]:
+    """The model's outputs [A] for every item's responses."""
+    found: list[list[list[float]]] = [[] for _ in items]
     rows, shape = job.runtime.score_rows, shape_of(model)
     with torch.inference_mode():
         for part in micro_batches([item.lengths for item in items], rows):
             padded = arrange([pair for i in part for pair in items[i].pairs()], pad_id=pad_id, shape=shape)
-            scores = iter(attributes(model, padded.to(job.runtime.device)).mean(-1).tolist())
+            scores = iter(attributes(model, padded.to(job.runtime.device)).tolist())
             for i in part:
                 found[i] = [next(scores) for _ in items[i].responses]
     return found

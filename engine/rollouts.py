@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from configs.recipes import Online
+from configs.recipes import Limits, Online
 from configs.runtime import Runtime
 from engine import adapters
 from engine.batches import Padded, micro_batches, permutation
@@ -21,7 +21,7 @@ from engine.errors import StageError
 from engine.forwards import logps, logps_entropy, rewards, values
 from engine.generate import Generated, generate
 from engine.packing import arrange, shape_of
-from engine.scoring import Scorer, combine
+from engine.scoring import Scorer, combine, score_texts
 from methods.batch import Rollout
 
 Row = Mapping[str, Any]
@@ -72,14 +72,21 @@ def take(count: int, first: int, size: int, seed: int, stream: str) -> list[int]
     return [orders[p // count][p % count] for p in places]
 
 
-def judge_of(scorers: Sequence[Scorer]) -> Judge:
-    """Raw scores by reward models that read the same token ids as the policy (`load_scorers` has made sure)."""
+def judge_of(scorers: Sequence[Scorer], chat: Any, limits: Limits, rows_per_batch: int) -> Judge:
+    """Raw scores by reward models that read the same token ids as the policy (`load_scorers` has made sure).
+
+    One that reads in its own way gets the texts; one whose policy is asked for something gets the prompt without that.
+    """
 
     def judge(
         rows: Sequence[Row], pairs: Sequence[Pair], parts: Sequence[tuple[list[int], Padded]]
     ) -> dict[str, list[float | None]]:
         found: dict[str, list[float | None]] = {kind: [None] * len(pairs) for kind in ("helpfulness", "safety")}
         for scorer in scorers:
+            if scorer.own or chat.asks:
+                said = [(r["messages"], chat.text(p[1]) if scorer.own else p[1]) for r, p in zip(rows, pairs)]
+                found[scorer.kind] = list(score_texts(scorer.model, scorer.chat, said, limits, rows_per_batch))
+                continue
             for places, padded in parts:
                 for place, value in zip(places, rewards(scorer.model, padded).tolist()):
                     found[scorer.kind][place] = value

@@ -16,7 +16,7 @@ from engine.forwards import rewards as reward_forward
 from engine.models import load_reward
 from engine.packing import arrange, shape_of
 from engine.piecewise import combine
-from engine.template import load_chat
+from engine.template import CARD, load_chat
 
 __all__ = ["KINDS", "Scorer", "combine", "load_scorers", "names", "score_all", "score_texts"]
 
@@ -32,24 +32,27 @@ class Scorer:
     model: Any
     chat: Any
     name: str  # fingerprint of the weights
+    own: bool = False  # it reads through a template or tokenizer of its own: texts, never the policy's ids
 
 
 def load_scorers(folders: Sequence[Path], runtime: Runtime, template: str | None = None) -> list[Scorer]:
     """The reward models of a round, helpfulness first.
 
-    template: fingerprint of the policy's tokenizer and template; a reward model that reads another way is refused.
+    template: fingerprint of the policy's tokenizer and template; a reward model that reads another way is refused, unless
+        it was made on a base of its own (`reward_bases`) and says so.
     """
     if len(folders) > len(KINDS):
         raise StageError(f"{len(folders)} reward models given, want helpfulness and at most one more for safety")
     found = []
     for kind, folder in zip(KINDS, folders):
         chat = load_chat(folder)
-        if template is not None and chat.fingerprint != template:
+        own = json.loads((folder / CARD).read_text()).get("reads") == "own"
+        if template is not None and chat.fingerprint != template and not own:
             raise StageError(
                 f"the {kind} reward model has template and tokenizer {chat.fingerprint[:12]}, the policy {template[:12]}: "
-                "they would read different texts; train the reward model from this policy's family"
+                "they would read different texts; train the reward model from this policy's family, or give it reward_bases"
             )
-        found.append(Scorer(kind, load_reward(folder, runtime), chat, fingerprint(folder)))
+        found.append(Scorer(kind, load_reward(folder, runtime), chat, fingerprint(folder), own))
     return found
 
 

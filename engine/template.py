@@ -265,10 +265,10 @@ def load_chat(folder: Path) -> Chat:
     return replace(chat, asks=card.get("asks", ""))
 
 
-def save_card(chat: Chat, out: Path, kind: Literal["policy", "reward"]) -> None:
-    """Write the tokenizer's files and the card beside a model."""
+def save_card(chat: Chat, out: Path, kind: Literal["policy", "reward"], **more: Any) -> None:
+    """Write the tokenizer's files and the card beside a model; `more` goes into the card."""
     chat.save(out)
-    card = {"kind": kind, "template": chat.template.model_dump(), "fingerprint": chat.fingerprint}
+    card = {"kind": kind, "template": chat.template.model_dump(), "fingerprint": chat.fingerprint, **more}
     if kind == "policy" and chat.asks:
         card["asks"] = chat.asks
     (out / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")

@@ -8,16 +8,15 @@ from prefect.runtime import flow_run
 from configs import Campaign, Competitor, ConfigError, Round, competitors, describe, load, load_runtime
 from configs.recipes import Ingest, Rank
 from flows.iterative import RUNNER
+from flows.rounds import base_of, learned
 from tasks import (
     Artifact,
     Run,
-    adopt,
     annotate,
     connect,
     evaluate,
     ingest,
     online,
-    pretrain,
     rank,
     reward,
     sample,
@@ -40,7 +39,10 @@ class Shared:
         c = campaign
         self.prompts = self.rows("prompts")
         self.demonstrations = self.rows("demonstrations")
-        self.base = self._base()
+        documents = self.rows("documents") if any(b.pretrain for b in (c.base, *c.reward_bases.values())) else None
+        rankings = self.rows("rankings") if c.data.rankings else None
+        own = {k: base_of(run, self.label(f"{k}-base"), one, documents) for k, one in sorted(c.reward_bases.items())}
+        self.base = base_of(run, self.label("base"), c.base, documents)
         self.start = train(run, self.label(START), c.sft, model=self.base, rows=[self.demonstrations])
         given = c.annotate.annotator == "dataset"
         self.preferences = annotate(
@@ -53,7 +55,13 @@ class Shared:
             preferences=self.rows("preferences") if given else None,
         )
         self.rewards = [
-            reward(run, self.label(kind), recipe, model=self.start, preferences=[self.preferences])
+            reward(
+                run,
+                self.label(kind),
+                recipe,
+                model=own.get(kind, self.start),
+                preferences=learned(recipe.method, [self.preferences], rankings),
+            )
             for kind, recipe in sorted(c.rewards.items())
         ]
         self.scored: dict[str, Artifact] = {}
@@ -71,13 +79,6 @@ class Shared:
             seed=self.campaign.seed,
         )
         return ingest(self.run, self.label(rows), recipe)
-
-    def _base(self) -> Artifact:
-        base = self.campaign.base
-        if base.adopt is not None:
-            return adopt(self.run, self.label("base"), base.adopt)
-        assert base.pretrain is not None
-        return pretrain(self.run, self.label("base"), base.pretrain, documents=self.rows("documents"))
 
     def pool(self, entry: Round, name: str, policy: Artifact) -> Artifact:
         """Scored samples of a policy under the round's part of the prompts; made once for all who ask for the same."""

@@ -1,6 +1,8 @@
 """The order of a campaign's stages: base, SFT, then one round after another. No numbers, no paths, no torch."""
 
-from configs import Round, describe
+from collections.abc import Sequence
+
+from configs import Base, Round, describe
 from configs.recipes import Ingest
 from tasks import (
     Artifact,
@@ -27,9 +29,13 @@ def align(run: Run, base: Artifact | None = None) -> Artifact:
     """Lay out the whole campaign, on its own base or on the given one; returns the comparison of all its versions."""
     c = run.campaign
     rows = _rows(run)
-    base, prompts = base or _base(run, rows), rows["prompts"]
-    demonstrations, given = rows.get("demonstrations"), rows.get("preferences")
+    base, prompts = base or base_of(run, "base", c.base, rows.get("documents")), rows["prompts"]
+    demonstrations, given, rankings = rows.get("demonstrations"), rows.get("preferences"), rows.get("rankings")
     sft = train(run, "v0", c.sft, model=base, rows=[demonstrations]) if demonstrations else base
+
+    own = {
+        kind: base_of(run, f"{kind}-base", one, rows.get("documents")) for kind, one in sorted(c.reward_bases.items())
+    }
 
     run.versions = {"base": base, "v0": sft}
     rewards: list[Artifact] = []
@@ -58,10 +64,16 @@ def align(run: Run, base: Artifact | None = None) -> Artifact:
                     rewards=rewards if entry.annotate.annotator == "reward_model" else None,
                 )
             )
-        if entry.reward == "refresh" and preferences:
+        if entry.reward == "refresh" and (preferences or rankings):
             replaced = rewards
             rewards = [
-                reward(run, f"r{i}-{kind}", recipe, model=policy, preferences=preferences)
+                reward(
+                    run,
+                    f"r{i}-{kind}",
+                    recipe,
+                    model=own.get(kind, policy),
+                    preferences=learned(recipe.method, preferences, rankings),
+                )
                 for kind, recipe in sorted(c.rewards.items())
             ]
             certify(
@@ -141,19 +153,25 @@ def _round(
     )
 
 
-def _base(run: Run, rows: dict[str, Artifact]) -> Artifact:
-    base = run.campaign.base
+def base_of(run: Run, label: str, base: Base, documents: Artifact | None) -> Artifact:
+    """A base model, of the policy or of a reward model that has its own."""
     if base.adopt is not None:
-        return adopt(run, "base", base.adopt)
-    assert base.pretrain is not None
-    return pretrain(run, "base", base.pretrain, documents=rows["documents"])
+        return adopt(run, label, base.adopt)
+    assert base.pretrain is not None and documents is not None
+    return pretrain(run, label, base.pretrain, documents=documents)
+
+
+def learned(method: str, preferences: Sequence[Artifact], rankings: Artifact | None) -> Sequence[Artifact]:
+    """What a reward model of this method learns from: all pairs so far, or the given rankings."""
+    return [rankings] if "responses" in describe(method).columns and rankings is not None else preferences
 
 
 def _rows(run: Run) -> dict[str, Artifact]:
     """The campaign's data by kind, all of it read before any model is touched: bad rows end a run in seconds."""
     data, found = run.campaign.data, {}
-    for rows in ("documents", "prompts", "demonstrations", "preferences"):
-        if not getattr(data, rows) or (rows == "documents" and run.campaign.base.pretrain is None):
+    bases = [run.campaign.base, *run.campaign.reward_bases.values()]
+    for rows in ("documents", "prompts", "demonstrations", "preferences", "rankings"):
+        if not getattr(data, rows) or (rows == "documents" and not any(base.pretrain for base in bases)):
             continue
         recipe = Ingest(
             rows={"demonstrations": "examples"}.get(rows, rows),  # type: ignore[arg-type]  # one of its literals

@@ -162,4 +162,4 @@ def test_method_without_a_reward_is_refused(
     policy: Path, preferences: list[Path], make_job: Callable[..., Any]
 ) -> None:
     with pytest.raises(StageError, match="does not train a reward model"):
-        reward.run(make_job("reward", recipe(method="dpo"), model=policy, preferences=preferences))
+        reward.run(make_job("reward", recipe(method="sft"), model=policy, preferences=preferences))

@@ -69,7 +69,7 @@ def test_every_iteration_asks_the_next_prompts() -> None:
 def parties(policy: Any, rewards: Any, prompts: Any, chat: Any, tmp_path: Path) -> Any:
     """Models and prompts of a run, as the loop opens them."""
     runtime = Runtime(score_rows=5)
-    judge = rollouts.judge_of(load_scorers(rewards, runtime, chat.fingerprint))
+    judge = rollouts.judge_of(load_scorers(rewards, runtime, chat.fingerprint), chat, LIMITS, 5)
     model = load_policy(policy, runtime)
     found, _ = fit(chat, read_rows(prompts / "rows.parquet", "Prompt"), LIMITS.prompt_tokens, tmp_path)
     few = found[:6]  # fewer than a batch asks for: prompts come twice
