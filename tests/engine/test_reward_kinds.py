@@ -1,4 +1,4 @@
-"""Reward models of every kind: rankings, attributes, single verdicts, a vocabulary logit, DPO's implicit one, another family."""
+"""Reward models of every kind: rankings, attributes, verdicts, a vocabulary logit, DPO's implicit one, another family."""
 
 import json
 from collections.abc import Callable
