@@ -1,8 +1,8 @@
 """Typed recipes and runtime, and the loader that rejects what it does not know."""
 
-from configs.bakeoff import BakeOff
+from configs.bakeoff import BakeOff, Entrant
 from configs.campaign import Base, Campaign, Data, Round
-from configs.entrants import Competitor, competitors
+from configs.entrants import Competitor, competitors, read_entrant, ready
 from configs.load import ConfigError, load, load_runtime
 from configs.methods import describe, method_names
 from configs.runtime import Runtime
@@ -14,6 +14,7 @@ __all__ = [
     "Competitor",
     "ConfigError",
     "Data",
+    "Entrant",
     "Round",
     "Runtime",
     "competitors",
@@ -21,4 +22,6 @@ __all__ = [
     "load",
     "load_runtime",
     "method_names",
+    "read_entrant",
+    "ready",
 ]

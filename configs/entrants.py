@@ -70,25 +70,33 @@ def competitors(campaign: Campaign, seed: int) -> tuple[Campaign, list[Competito
     if bake_off is None:
         raise ConfigError(f"{campaign.name} has no section bake_off; run it with llama2-style/iterative")
     seeded = resolve(campaign.model_copy(update={"seed": seed}), require_data=False)
-    found = []
-    for name in bake_off.methods:
-        entrant = read_entrant(name)
-        if getattr(bake_off.families, entrant.family) is None:
-            raise ConfigError(f"bake_off.families: {name} is of family {entrant.family}, which has no settings")
-        rounds = tuple(_round(name, turn, entrant, bake_off, seeded) for turn in range(1, entrant.turns + 1))
-        whole = seeded.model_copy(update={"rounds": rounds, "data": Data()})  # its files have their digests already
-        try:
-            check_rounds(whole)
-            found.append(Competitor(name=name, entrant=entrant, rounds=resolve(whole, require_data=False).rounds))
-        except ValueError as error:
-            raise ConfigError(f"{name}: {error}") from error
-    return seeded, found
+    return seeded, [ready(name, read_entrant(name), bake_off, seeded) for name in bake_off.methods]
 
 
-def _round(name: str, turn: int, entrant: Entrant, bake_off: BakeOff, campaign: Campaign) -> Round:
+def ready(name: str, entrant: Entrant, bake_off: BakeOff, campaign: Campaign, **settings: object) -> Competitor:
+    """One entrant's rounds under the bake-off's budget; `settings` replace some of its family's.
+
+    Raises:
+        ConfigError: a family without settings, a budget that does not divide, a round that cannot learn.
+    """
+    family = getattr(bake_off.families, entrant.family)
+    if family is None:
+        raise ConfigError(f"bake_off.families: {name} is of family {entrant.family}, which has no settings")
+    changed = type(family).model_validate({**family.model_dump(exclude_unset=True), **settings})
+    rounds = tuple(_round(name, turn, entrant, changed, campaign) for turn in range(1, entrant.turns + 1))
+    whole = campaign.model_copy(update={"rounds": rounds, "data": Data()})  # its files have their digests already
+    try:
+        check_rounds(whole)
+        return Competitor(name=name, entrant=entrant, rounds=resolve(whole, require_data=False).rounds)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _round(name: str, turn: int, entrant: Entrant, family: Train | Online, campaign: Campaign) -> Round:
     """What a round of a campaign would say to run this method under the bake-off's budget."""
     version = name if turn == entrant.turns else f"{name}-turn-{turn}"
-    family: Train | Online = getattr(bake_off.families, entrant.family)
     more: dict[str, Strict] = {}
     if isinstance(family, Online):
         more["online"] = _online(name, entrant, family, campaign.sample)

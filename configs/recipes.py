@@ -153,6 +153,24 @@ class Adopt(Strict):
         return self
 
 
+class Gatt(Strict):
+    """Ghost Attention for dialogues of several user turns (METHODS 3.5): an instruction said once is kept."""
+
+    constraints: tuple[str, ...] = Field(min_length=1)  # one to all of them make an instruction
+    short_forms: tuple[str, ...]  # of the constraints, in their order; half of the rows are trained with these
+    share: Share = 1.0  # of such dialogues
+    answers: Literal["sampled", "given"] = "sampled"  # by the model that is trained further, or those of the rows
+    temperature: Positive = 0.8
+
+    @model_validator(mode="after")
+    def _as_many(self) -> "Gatt":
+        if len(self.constraints) != len(self.short_forms):
+            raise ValueError(
+                f"{len(self.constraints)} constraints and {len(self.short_forms)} short forms: want as many"
+            )
+        return self
+
+
 class Train(Strict):
     """One offline training run: rows -> a model, by the method's loss."""
 
@@ -163,6 +181,7 @@ class Train(Strict):
     max_steps: Natural = 0  # 0 = epochs decide
     batch_size: Count = 64  # rows an optimizer step
     replay: Share = 0.0  # share of extra SFT rows mixed in (METHODS 3.2: 0.1, ours)
+    gatt: Gatt | None = None  # imitation of dialogues only
     limits: Limits = Limits()
     dropout: Share = 0.0
     lora: Lora | None = None

@@ -149,8 +149,9 @@ def _sample(
     recipe: Annotate = job.recipe
     kept, dropped = fit(policies[0][0], iter(rows), recipe.limits.prompt_tokens, folder)
     texts: list[list[str]] = []
+    limit = recipe.limits.prompt_tokens
     for k, (chat, model) in enumerate(policies):
-        prompts = [chat.prompt_ids(_fitted(chat, row, recipe)) for row, _ in kept]
+        prompts = [chat.prompt_ids(chat.asking(chat.fit_prompt(row["messages"], limit))) for row, _ in kept]
         found = generate(
             model,
             chat,
@@ -164,12 +165,6 @@ def _sample(
         )
         texts.append([chat.text(response.token_ids) for response in found])
     return [(row, [texts[0][i], texts[1][i]]) for i, (row, _) in enumerate(kept)], dropped
-
-
-def _fitted(chat: Any, row: Row, recipe: Annotate) -> list[dict[str, str]]:
-    """The prompt as this policy wants it asked; without what it asks for where that is too long."""
-    limit = recipe.limits.prompt_tokens
-    return chat.fit_prompt(chat.asking(row["messages"]), limit) or chat.fit_prompt(row["messages"], limit) or []
 
 
 def _annotator(job: Job) -> tuple[Callable[[Sequence[Pair]], list[Pair]], str]:

@@ -67,11 +67,11 @@ def fit(chat: Any, rows: Iterator[Row], limit: int, folder: Path) -> tuple[list[
     kept: list[tuple[Row, list[int]]] = []
     dropped: list[str] = []
     for row in rows:
-        messages = chat.fit_prompt(chat.asking(row["messages"]), limit)
+        messages = chat.fit_prompt(row["messages"], limit)
         if messages is None:
             dropped.append(row["id"])
         else:
-            kept.append((row, chat.prompt_ids(messages)))
+            kept.append((row, chat.prompt_ids(chat.asking(messages))))  # what a policy is asked for comes on top
     reason = f"system and last user turn are longer than limits.prompt_tokens {limit}"
     with (folder / DROPPED).open("a", encoding="utf-8") as out:
         out.writelines(json.dumps({"id": name, "reason": reason}) + "\n" for name in dropped)

@@ -220,8 +220,8 @@ def _smoke(job: Job, chat: Any, policy: Any, scorers: Sequence[Scorer]) -> list[
         asked = (
             [list(m) for m in gold.smoke_prompts] if gold else [[{"role": "user", "content": text}] for text in SMOKE]
         )
-    fitted = [(m, chat.fit_prompt(chat.asking(m), recipe.limits.prompt_tokens)) for m in asked]
-    fits = [(m, chat.prompt_ids(short)) for m, short in fitted if short is not None]
+    fitted = [(m, chat.fit_prompt(m, recipe.limits.prompt_tokens)) for m in asked]
+    fits = [(m, chat.prompt_ids(chat.asking(short))) for m, short in fitted if short is not None]
     found = generate(
         policy, chat, [ids for _, ids in fits], [(f"smoke-{i}", 0) for i in range(len(fits))], seed=recipe.seed,
         stream="smoke", temperature=0.0, max_new_tokens=recipe.limits.response_tokens, rows=job.runtime.sample_rows,

@@ -48,6 +48,8 @@ class Reader:
         self.chat, self.limits, self.method, self.config = chat, limits, method, config
         self.turns = getattr(config, "turns", "last")
         self.counts: Counter[str] = Counter()
+        told = method.target(config) if hasattr(method, "target") else ""  # a condition takes no room from the prompt
+        self.room = limits.prompt_tokens + (len(chat.response_ids(told)) + 2 if told else 0)
 
     @property
     def schema(self) -> str:
@@ -75,16 +77,16 @@ class Reader:
         return self._ranking(row, prompt)
 
     def _prompt(self, row: Row, messages: list[dict[str, str]]) -> list[dict[str, str]] | None:
-        if self.schema != "Example":  # an example says itself what it is conditioned on
-            messages = self.chat.asking(messages)
         if hasattr(self.method, "condition") and (more := self.method.condition(row, self.config)):
             messages = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + more}]
-        fitted = self.chat.fit_prompt(messages, self.limits.prompt_tokens)
+        fitted = self.chat.fit_prompt(messages, self.room)
         if fitted is None:
             self.counts["dropped_long_prompt"] += 1
         elif len(fitted) < len(messages):
             self.counts["shortened_prompts"] += 1
-        return fitted
+        if fitted is None or self.schema == "Example":  # an example says itself what it is conditioned on
+            return fitted
+        return self.chat.asking(fitted)
 
     def _ids(self, text: str) -> Ids:
         """A response, cut on the right; a cut one has no EOS, so that nobody learns to end there (METHODS 1.2)."""

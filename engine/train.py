@@ -12,6 +12,7 @@ from engine import adapters
 from engine.drawing import fingerprint
 from engine.errors import StageError
 from engine.examples import Item, Reader
+from engine.ghost import ghosts
 from engine.job import Job
 from engine.models import freeze, load_policy, save_model
 from engine.offline import Fit, epochs, fit
@@ -34,7 +35,7 @@ def run(job: Job) -> dict[str, Any]:
     config, start = method.Config(**recipe.config), job.folder("model")
     chat = load_chat(start)
     reader = Reader(chat, recipe.limits, method, config)
-    items = read_items(reader, job.folders("rows"))
+    items = read_items(reader, job.folders("rows")) if recipe.gatt is None else _ghosts(job, recipe, reader, start)
     own = len(items)
     if own == 0:
         raise StageError(f"no row is left to train on: {dict(reader.counts)}; raise limits or look at the rows")
@@ -77,6 +78,18 @@ def run(job: Job) -> dict[str, Any]:
 def read_items(reader: Reader, folders: list[Path]) -> list[Item]:
     """The items of all row artifacts, oldest first."""
     return [item for folder in folders for item in reader.read(read_rows(folder / "rows.parquet", reader.schema))]
+
+
+def _ghosts(job: Job, recipe: Train, reader: Reader, start: Path) -> list[Item]:
+    """The items of all rows, dialogues among them with an instruction that is said once."""
+    if reader.schema != "Example":
+        raise StageError(
+            f"train.gatt changes examples; method {recipe.method} learns from {reader.schema.lower()} rows"
+        )
+    assert recipe.gatt is not None
+    rows = [row for folder in job.folders("rows") for row in read_rows(folder / "rows.parquet", reader.schema)]
+    model, limits, batch = load_policy(start, job.runtime), recipe.limits, job.runtime.sample_rows
+    return reader.read(ghosts(rows, recipe.gatt, reader.chat, model, limits, recipe.seed, batch, reader.counts))
 
 
 def _condition(job: Job, method: Any, config: Any) -> str:

@@ -122,7 +122,7 @@ def compete(run: Run) -> Artifact:
         shared = Shared(run, campaign, seed)
         names = (START, *(one.name for one in entered))
         evaluations.append(shared.judge(START, shared.start))
-        evaluations += [shared.judge(one.name, _trained(run, shared, one)) for one in entered]
+        evaluations += [shared.judge(one.name, trained(run, shared, one)) for one in entered]
         run.reached(shared.mark)
     recipe = Rank(
         versions=names,
@@ -135,9 +135,9 @@ def compete(run: Run) -> Artifact:
     return rank(run, "ranking", recipe, evaluations=evaluations)
 
 
-def _trained(run: Run, shared: Shared, competitor: Competitor) -> Artifact:
-    """The competitor's model after all its turns; each starts from the one before it."""
-    policy = shared.start
+def trained(run: Run, shared: Shared, competitor: Competitor, start: Artifact | None = None) -> Artifact:
+    """The competitor's model after all its turns; each starts from the one before it, the first from the SFT model."""
+    policy = start or shared.start
     for entry in competitor.rounds:
         policy = _turn(run, shared, entry, policy)
     return policy
