@@ -32,7 +32,12 @@ def domain_config(domain: str) -> dict[str, Any]:
     """configs/bake-off-micro.yaml without its bake-off, or the same on a real model and real texts."""
     raw = parse((FOLDER / "bake-off-micro.yaml").read_bytes(), "bake-off-micro")
     families = raw.pop("bake_off")["families"]
-    raw |= {"name": f"every-{domain}", "train": families["imitation"], "online": families["online"]}
+    raw |= {
+        "name": f"every-{domain}",
+        "certify": {"on_failure": "record"},
+        "train": families["imitation"],
+        "online": families["online"],
+    }
     if domain == "stories":
         stories = parse((FOLDER / "stories.yaml").read_bytes(), "stories")
         source = "data/tinystories/stories.jsonl.gz"
