@@ -1,8 +1,8 @@
 """Every stage of the micro campaign, killed at its file operations and step boundaries, in the parent and in the child.
 
-`python -m benchmarks.reliability.stages RESULTS [--only LABELS] [--sample N] [--parts N] [--seconds S]` adds one line for
-each part of a stage's points to the JSON lines of RESULTS and leaves out what is there already, so that it can be ended
-and called again.
+`python -m benchmarks.reliability.stages FOLDER [--only LABELS] [--sample N] [--seconds S]` adds a line for each kill to
+FOLDER/kills.jsonl and one for each stage to FOLDER/stages.jsonl; what is there already is not done again, so that it can
+be ended at any time and called again. Steps come first, then the other points in a seeded order, one stage after another.
 
 A stage's inputs are committed (hard links to a finished campaign's), the rest of the store is empty. One process does
 `tasks.stage.produce`, its child the work, as in a run; both are forks of this one, which has everything imported. What
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter as Counts
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,21 +75,39 @@ class Fork:
         os.kill(self.pid, 9)
 
 
-@dataclass
-class Outcome:
-    """One stage's kills. `longest` is the longest stretch of steps between two save points, the most that may be repeated."""
+@dataclass(frozen=True)
+class Shape:
+    """What an undisturbed run of a stage does.
+
+    points: by role, how many there are. longest: the most steps between two save points, hence the most that a kill may
+    make it repeat.
+    """
 
     label: str
     work: str
-    part: int = 0
-    points: dict[str, int] = field(default_factory=dict)  # by role: how many there are
-    tried: dict[str, int] = field(default_factory=dict)  # by role: how many ended a process
-    missed: int = 0  # points that an earlier run had and this one did not reach
-    longest: int = 0
-    saves: int = 0
-    repeated: int = 0  # the most steps that a kill made the stage repeat
+    points: dict[str, int]
+    steps: int
+    saves: int
+    longest: int
+
+    def all(self) -> list[Point]:
+        """Every point: the steps first, then the others in an order drawn by the label."""
+        steps = [("step", number + 1) for number in range(self.points.get("step", 0))]
+        rest = [(role, n + 1) for role in ("parent", "child") for n in range(self.points.get(role, 0))]
+        random.Random(self.label).shuffle(rest)
+        return steps + rest
+
+
+@dataclass
+class Kill:
+    """One kill and what came of it."""
+
+    label: str
+    role: str
+    number: int
+    killed: bool = True  # False: the process did not come to this point
+    repeated: int = 0
     failures: list[str] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 def campaign(folder: Path) -> Run:
@@ -176,106 +195,97 @@ def torn(store: Store) -> str | None:
     return None
 
 
-def undisturbed(stage: Stage, finished: Store, home: Path, outcome: Outcome) -> list[Point]:
-    """Run the stage once, counting; returns every point at which it can be killed."""
-    notes = home.with_suffix(".events")
-
-    def note(role: str, what: str, path: str) -> None:
-        with open(notes, "a") as file:
-            file.write(f"{role}\n")
-
-    store, log = with_inputs(stage, finished, home), home.with_suffix(".steps")
-    log.touch()
-    assert attempt(stage, store, log, Counter(None, note)) == 0, f"{stage.label} fails without being killed"
-    check(stage, store, finished, outcome, "undisturbed")
-    lines = log.read_text().split()
-    stretches = " ".join(lines).split("save")
-    outcome.longest, outcome.saves = max(s.split().count("step") for s in stretches), len(stretches) - 1
-    points: list[Point] = []
-    for role in notes.read_text().split():
-        outcome.points[role] = outcome.points.get(role, 0) + 1
-        points.append((role, outcome.points[role]))
-    return points
+def undisturbed(stage: Stage, finished: Store, home: Path) -> Shape:
+    """Run the stage once, counting."""
+    notes, log = home.with_suffix(".events"), home.with_suffix(".steps")
+    store = with_inputs(stage, finished, home)
+    for path in (notes, log):
+        path.touch()
+    assert attempt(stage, store, log, Counter(None, lambda role, what, path: _note(notes, role))) == 0, stage.label
+    assert not (wrong := problems(stage, store, finished)), wrong
+    points = dict(Counts(notes.read_text().split()))
+    stretches = log.read_text().split("save")
+    longest = max(stretch.count("step") for stretch in stretches)
+    return Shape(stage.label, stage.work, points, points.get("step", 0), len(stretches) - 1, longest)
 
 
-def check(stage: Stage, store: Store, finished: Store, outcome: Outcome, where: str) -> None:
-    """The result has the bytes of the finished campaign's."""
+def problems(stage: Stage, store: Store, finished: Store) -> list[str]:
+    """In what the stage's result differs from the finished campaign's, and what it has left behind."""
+    found = []
     made, wanted = store.manifest(stage.ref), finished.manifest(stage.ref)
     assert wanted is not None
     if made is None or made.root != wanted.root:
-        outcome.failures.append(f"{where}: root {made and made.root}, want {wanted.root}")
+        found.append(f"root {made and made.root}, want {wanted.root}")
     elif problem := altered(store.backend, made, f"artifacts/{stage.ref.key}/{made.attempt}"):
-        outcome.failures.append(f"{where}: {problem}")
+        found.append(problem)
     if left := [key for key in store.list("savepoints") if key.endswith(".json")]:
-        outcome.failures.append(f"{where}: save points are left: {left[0]}")
+        found.append(f"save points are left: {left[0]}")
+    return found
 
 
-def kill(stage: Stage, finished: Store, home: Path, point: Point, steps: int, outcome: Outcome) -> None:
+def kill(stage: Stage, finished: Store, home: Path, point: Point, shape: Shape) -> Kill:
     """Run the stage, killed at a point; look; run it again; look again."""
-    where, log = f"{point[0]} {point[1]}", home.with_suffix(".steps")
+    outcome, log = Kill(stage.label, *point), home.with_suffix(".steps")
     store = with_inputs(stage, finished, home)
     log.touch()
     code = attempt(stage, store, log, Counter(point))
     if code == 0:
-        outcome.missed += 1
-        return
-    outcome.tried[point[0]] = outcome.tried.get(point[0], 0) + 1
+        outcome.killed = False
+        return outcome
     if code != (-9 if point[0] == "parent" else FAILED):
-        outcome.failures.append(f"{where}: the parent ended with {code}")
+        outcome.failures.append(f"the parent ended with {code}")
     if problem := torn(store):
-        outcome.failures.append(f"{where}: {problem}")
+        outcome.failures.append(problem)
     if again := attempt(stage, store, log, Counter(None)):
-        outcome.failures.append(f"{where}: the second run ended with {again}")
-    check(stage, store, finished, outcome, where)
-    repeated = log.read_text().split().count("step") - steps
-    outcome.repeated = max(outcome.repeated, repeated)
-    if repeated > outcome.longest:
-        outcome.failures.append(f"{where}: {repeated} steps repeated, at most {outcome.longest} may be")
-
-
-def examine(stage: Stage, finished: Store, folder: Path, sample: int | None, part: int = 0, parts: int = 1) -> Outcome:
-    """Kill one stage at its points: every `parts`-th of them from `part` on, or at so many drawn from all."""
-    outcome, began = Outcome(stage.label, stage.work, part), time.monotonic()
-    first = folder / "undisturbed"
-    points = undisturbed(stage, finished, first, outcome)
-    steps = first.with_suffix(".steps").read_text().split().count("step")
-    if sample is not None:
-        points = random.Random(stage.label).sample(points, min(sample, len(points)))
-    for number, point in enumerate(points[part::parts]):
-        home = folder / f"kill{number}"
-        kill(stage, finished, home, point, steps, outcome)
-        shutil.rmtree(home)
-    outcome.seconds = round(time.monotonic() - began, 1)
+        outcome.failures.append(f"the second run ended with {again}")
+    outcome.failures += problems(stage, store, finished)
+    outcome.repeated = log.read_text().split().count("step") - shape.steps
+    if outcome.repeated > shape.longest:
+        outcome.failures.append(f"{outcome.repeated} steps repeated, at most {shape.longest} may be")
     return outcome
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _add(path: Path, line: Shape | Kill) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(vars(line)) + "\n")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="*", help="labels of stages")
-    parser.add_argument("--sample", type=int, help="only so many points a stage, drawn from all")
-    parser.add_argument("--parts", type=int, default=1, help="lines a stage")
-    parser.add_argument("--seconds", type=float, default=400.0, help="begin no further part after this time")
+    parser.add_argument("--sample", type=int, default=10**6, help="only so many points a stage")
+    parser.add_argument("--seconds", type=float, default=10**6, help="begin no further kill after this time")
     options = parser.parse_args()
-    options.results.touch()
-    lines = [json.loads(line) for line in options.results.read_text().splitlines()]
-    done = {(line["label"], line["part"]) for line in lines}
-    began, bad = time.monotonic(), 0
+    began, folder = time.monotonic(), options.folder
+    (folder / "finished").mkdir(parents=True, exist_ok=True)
     forkserver.preload()
-    with tempfile.TemporaryDirectory(dir=os.environ.get("ROUNDHOUSE_SCRATCH")) as scratch:
-        run = campaign(Path(scratch) / "finished")
-        for part, label in itertools.product(range(options.parts), options.only or run.artifacts):
-            if (label, part) in done or time.monotonic() - began > options.seconds:
+    run = campaign(folder / "finished")
+    done = {(line["label"], line["role"], line["number"]) for line in _lines(folder / "kills.jsonl")}
+    shapes = {line["label"]: Shape(**line) for line in _lines(folder / "stages.jsonl")}
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        for label in options.only or run.artifacts:
+            if label not in shapes:
+                shapes[label] = undisturbed(run.artifacts[label].stage, run.store, Path(scratch) / label)
+                _add(folder / "stages.jsonl", shapes[label])
+        chosen = [
+            [(label, *point) for point in shapes[label].all()[: options.sample]]
+            for label in options.only or run.artifacts
+        ]
+        queue = [entry for turn in itertools.zip_longest(*chosen) for entry in turn if entry is not None]
+        for label, role, number in queue:
+            if (label, role, number) in done or time.monotonic() - began > options.seconds:
                 continue
-            home = Path(scratch) / f"{label}-{part}"
-            home.mkdir()
-            outcome = examine(run.artifacts[label].stage, run.store, home, options.sample, part, options.parts)
-            with options.results.open("a") as file:
-                file.write(json.dumps(vars(outcome)) + "\n")
-            print(json.dumps(vars(outcome)), flush=True)
-            bad += bool(outcome.failures)
+            home = Path(scratch) / "kill"
+            outcome = kill(run.artifacts[label].stage, run.store, home, (role, number), shapes[label])
+            _add(folder / "kills.jsonl", outcome)
             shutil.rmtree(home)
-    return 1 if bad else 0
+            home.with_suffix(".steps").unlink()
+    return 1 if any(line["failures"] for line in _lines(folder / "kills.jsonl")) else 0
 
 
 if __name__ == "__main__":
