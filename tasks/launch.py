@@ -25,6 +25,10 @@ class StageFailed(RuntimeError):
     """A stage's work ended without a result; the message is one line."""
 
 
+class StageDied(StageFailed):
+    """A stage's process, or the server it was forked from, was killed: worth trying again, in a new process."""
+
+
 class StageStopped(StageFailed):
     """A stage's work was stopped from this side."""
 
@@ -95,7 +99,7 @@ class _Server:
                 sent = socket.send_fds(self.socket, [line[:1]], [output, lifeline_end])
                 self.socket.sendall(line[sent:])
             except OSError as error:
-                raise StageFailed(f"the stage server is gone ({error}); run again to start it anew") from error
+                raise StageDied(f"the stage server is gone ({error}); run again to start it anew") from error
             finally:
                 os.close(output)
                 os.close(lifeline_end)
@@ -222,7 +226,8 @@ def _outcome(spec: Mapping[str, Any], running: _Running, last: Event, reasons: l
     hint = (
         "; often the out-of-memory killer: lower runtime.train_rows / score_rows / sample_rows" if status == -9 else ""
     )
-    raise StageFailed(f"{spec['label']}: its process ended by {how}{hint}; its output is in {log}")
+    kind = StageDied if status is None or status < 0 else StageFailed
+    raise kind(f"{spec['label']}: its process ended by {how}{hint}; its output is in {log}")
 
 
 def _watch(running: _Running, stop: Callable[[], str | None], timeout: float, reasons: list[str]) -> None:

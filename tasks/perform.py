@@ -17,13 +17,14 @@ from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
-from tasks.launch import Event
-from tasks.stage import Made, Stage, produce
+from tasks.launch import Event, StageDied, StageStopped
+from tasks.stage import Made, Stage, finished, produce
 
 if TYPE_CHECKING:
     from tasks.run import Run
 
 LIMIT = "roundhouse-device-{}"  # a Prefect global concurrency limit a device, made by `make up`
+RETRIES = 2  # of a stage whose process was killed; memory that is really too small ends in an error soon
 
 
 class Order:
@@ -39,28 +40,49 @@ def submit(order: Order, after: Sequence[PrefectFuture[Any]]) -> PrefectFuture[M
     return named.submit(order, wait_for=list(after))  # type: ignore[call-overload, no-any-return]  # a task that returns a State yields its data
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+def died(task: Any, run: Any, state: State[Any]) -> bool:
+    """Whether a stage's process was killed: then it is tried again, from its last save point, and only then.
+
+    What a stage says itself (bad data, a loss that is not finite) would only be said again.
+    """
+    try:
+        state.result()
+    except StageDied:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, retries=RETRIES, retry_delay_seconds=1, retry_condition_fn=died)
 def _perform(order: Order) -> State[Made]:
     """Return what the stage makes, working only if the store lacks it."""
     stage = order.stage
-    found = order.run.store.manifest(stage.ref)
-    if found is not None:
-        made = Made(found, cached=True)
-    else:
+    made = finished(stage, order.run.store)
+    if made is None:
         with _slot(order):
-            made = produce(
-                stage,
-                order.run.store,
-                order.run.runtime,
-                listen=_Narrator(order).hear,
-                cancelled=order.run.cancelled.is_set,
-            )
+            made = _produce(order)
     with order.run.lock:  # notes build on each other
         order.run.record.note(stage.label, stage.ref)
     order.run.listen(stage.label, {"event": "cached" if made.cached else "made", **made.summary_line()})
     if made.cached:
         return Completed(name="Cached", message=stage.ref.key, data=made)
     return Completed(message=stage.ref.key, data=made)
+
+
+def _produce(order: Order) -> Made:
+    try:
+        return produce(
+            order.stage,
+            order.run.store,
+            order.run.runtime,
+            listen=_Narrator(order).hear,
+            cancelled=order.run.cancelled.is_set,
+        )
+    except StageDied as error:
+        if order.run.cancelled.is_set():  # we have ended it ourselves
+            raise StageStopped(f"{order.stage.label}: cancelled") from error
+        raise
 
 
 @contextlib.contextmanager

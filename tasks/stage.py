@@ -102,6 +102,15 @@ class Made:
         }
 
 
+def finished(stage: Stage, store: Store) -> Made | None:
+    """The stage's result if the store has it; save points that a run killed right after the commit left are dropped."""
+    found = store.manifest(stage.ref)
+    if found is None:
+        return None
+    store.save_points(stage.ref).drop()
+    return Made(found, cached=True)
+
+
 def produce(
     stage: Stage,
     store: Store,
@@ -115,11 +124,11 @@ def produce(
     Raises:
         StageFailed: the work failed; StorageError: the store did. Nothing half-done is visible after either.
     """
-    found = store.manifest(stage.ref)
+    found = finished(stage, store)
     for line in store.news():
         listen(stage.label, {"event": "log", "text": line})
     if found is not None:
-        return Made(found, cached=True)
+        return found
     lease = store.lease(
         stage.ref.key,
         ttl=runtime.lease_ttl,
@@ -128,14 +137,14 @@ def produce(
         until=lambda: cancelled() or store.manifest(stage.ref) is not None,
     )
     if lease is None:  # somebody else finished it while we waited
-        found = store.manifest(stage.ref)
+        found = finished(stage, store)
         if found is None:
             raise StageFailed(f"{stage.label}: cancelled while another run works on it")
-        return Made(found, cached=True)
+        return found
     with lease:
-        found = store.manifest(stage.ref)
+        found = finished(stage, store)
         if found is not None:
-            return Made(found, cached=True)
+            return found
         return Made(_work(stage, store, runtime, lease, listen, cancelled), cached=False)
 
 

@@ -9,7 +9,7 @@ import pytest
 from configs import Runtime
 from configs.recipes import Ingest, Source
 from storage import Store, open_store
-from tasks.launch import StageFailed
+from tasks.launch import StageDied, StageFailed
 from tasks.stage import MOST_DEATHS, Made, Stage, produce
 
 
@@ -103,3 +103,27 @@ def test_deaths_in_a_row_without_progress_end_in_an_error_and_the_next_run_tries
         produce(stage, store, Runtime(lease_ttl=1))
     assert store.manifest(stage.ref) is None
     assert not produce(stage, store, Runtime(lease_ttl=1)).cached
+
+
+def test_save_points_of_a_run_killed_right_after_its_commit_are_dropped_by_the_next(
+    store: Store, tmp_path: Path
+) -> None:
+    made = produce(_stage(), store, Runtime())
+    (tmp_path / "left").mkdir()
+    (tmp_path / "left" / "state.json").write_text("{}")
+    store.save_points(made.manifest.ref).save(3, tmp_path / "left", {})
+    assert store.list("savepoints")
+    assert produce(_stage(), store, Runtime()).cached
+    assert store.list("savepoints") == []
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [(StageDied("v0: its process ended by signal 9"), True), (StageFailed("v0: loss nan at step 3"), False)],
+)
+def test_only_a_killed_process_is_tried_again_by_itself(error: StageFailed, again: bool) -> None:
+    from prefect.states import Failed
+
+    from tasks.perform import died
+
+    assert died(None, None, Failed(data=error)) is again
