@@ -253,8 +253,9 @@ def _parquet(file: Path, place: str) -> Iterator[Found]:
                 for row in batch.to_pylist():
                     number += 1
                     yield _checked(f"{place}:{number}", row)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise StageError(f"{place}: cannot be read as Parquet: {str(error)[:200]}") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # pyarrow tells damage as an OSError too
+        reason = " ".join(str(error).split())[:200]
+        raise StageError(f"{place}: cannot be read as Parquet: {reason}") from error
 
 
 def _check_bomb(place: str, unpacked: int, packed: int) -> None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tasks import memory
+
 ROOT = Path(__file__).resolve().parent.parent
 Event = dict[str, Any]  # JSON lines of engine.job: event name plus its values
 
@@ -27,6 +29,10 @@ class StageFailed(RuntimeError):
 
 class StageDied(StageFailed):
     """A stage's process, or the server it was forked from, was killed: worth trying again, in a new process."""
+
+
+class OutOfMemory(StageFailed):
+    """A stage needed more memory than there is; the message says which micro-batch would fit."""
 
 
 class StageStopped(StageFailed):
@@ -220,12 +226,12 @@ def _outcome(spec: Mapping[str, Any], running: _Running, last: Event, reasons: l
     if last.get("event") == "done" and running.status == 0:
         return last
     if last.get("event") == "failed":
+        if memory.ran_out(str(last.get("kind")), last["message"]):
+            raise OutOfMemory(f"{spec['label']}: {memory.advice(spec, last['message'])}")
         raise StageFailed(f"{spec['label']}: {last['message']}")
     status = running.status
     how = "the stage server died" if status is None else f"signal {-status}" if status < 0 else f"exit code {status}"
-    hint = (
-        "; often the out-of-memory killer: lower runtime.train_rows / score_rows / sample_rows" if status == -9 else ""
-    )
+    hint = f"; often the out-of-memory killer, if so: {memory.advice(spec, '')}" if status == -9 else ""
     kind = StageDied if status is None or status < 0 else StageFailed
     raise kind(f"{spec['label']}: its process ended by {how}{hint}; its output is in {log}")
 

@@ -20,7 +20,7 @@ from configs.fields import Strict
 from configs.runtime import Runtime
 from storage import Lease, LeaseLost, Manifest, Ref, SavePoint, Store, digest
 from tasks.code import stage_code
-from tasks.launch import Event, StageFailed, run_stage
+from tasks.launch import Event, OutOfMemory, StageFailed, run_stage
 
 Inputs = Mapping[str, Ref | Sequence[Ref]]
 Listener = Callable[[str, Event], None]
@@ -190,6 +190,11 @@ def _work(
     began = time.time()
     try:
         done = run_stage(spec, log=beside / "log.txt", listen=hear, stop=stop, timeout=runtime.timeout_seconds)
+    except OutOfMemory as error:
+        if point is None:
+            raise
+        keeps = f"its save points keep what it began with: remove {store.url}/savepoints/{stage.ref.key} to change that"
+        raise OutOfMemory(f"{error}; {keeps}") from error
     except LeaseLost as error:
         raise StageFailed(f"{stage.label}: {error}") from error
     record = {
