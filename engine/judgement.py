@@ -55,12 +55,14 @@ def length_bias(gaps: np.ndarray, longer: np.ndarray, longest: np.ndarray) -> di
         longer: [N] tokens of the better response less those of the worse. longest: [N] tokens of the longer one.
 
     Returns slope (score a token) of the line through the origin, correlation of gaps and lengths, how often the model and the
-    annotators take the longer one, accuracy where both are equally long, and accuracy of what the slope leaves.
+    annotators take the longer one, accuracy where both are equally long, accuracy of what the slope leaves, and `rule`: what
+    always taking the longer (or always the shorter) would have got.
     """
     square = float((longer * longer).sum())
     slope = float((gaps * longer).sum()) / square if square else 0.0
     scale = math.sqrt(square * float((gaps * gaps).sum()))
     differ = longer != 0
+    longer_wins = float((longer > 0).mean() + (longer == 0).mean() / 2)
     matched = np.abs(longer) <= np.maximum(1, MATCHED * longest)
     picked = np.where(longer > 0, gaps > 0, gaps < 0)[differ]
     chosen = (longer > 0)[differ]
@@ -68,6 +70,7 @@ def length_bias(gaps: np.ndarray, longer: np.ndarray, longest: np.ndarray) -> di
         "slope": slope,
         "correlation": slope * square / scale if scale else 0.0,
         "picks_longer": float(picked.mean()) if len(picked) else 0.5,
+        "rule": max(longer_wins, 1 - longer_wins),
         "longer_is_better": float(chosen.mean()) if len(chosen) else 0.5,
         "matched": accuracy(gaps[matched]) if matched.any() else None,
         "without_slope": accuracy(gaps - slope * longer),

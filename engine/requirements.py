@@ -44,6 +44,12 @@ def _measured(require: Requirements, found: Mapping[str, Any], safety_term: bool
             require.length_correlation,
         ),
         _least(
+            "over_length",
+            "accuracy above that of always taking the longer or the shorter response",
+            own["accuracy"] - length["rule"],
+            require.over_length,
+        ),
+        _least(
             "length_free_accuracy",
             "accuracy without the slope on length",
             length["without_slope"]["accuracy"],
