@@ -199,7 +199,7 @@ def _held_out(run: Run) -> Iterator[list[dict[str, str]]]:
 
 def _accepted(run: Run) -> str:
     """The version that the campaign would go on from."""
-    return [version for version, made in run.evaluations.items() if (made.summary() or {}).get("accepted")][-1]
+    return ["v0", *(version for version, gate in run.verdicts.items() if (gate.summary() or {}).get("accepted"))][-1]
 
 
 def _others(run: Run) -> float:

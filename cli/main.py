@@ -59,9 +59,11 @@ def run(
     from cli import embedded
 
     place = embedded.choose()  # before Prefect is imported, which reads its settings then
+    from tasks import trackers
     from tasks.launch import warm_up
 
     plan = planned(config, seed, store, runtime, until)
+    trackers.check(plan.runtime)
     if any(artifact.made() is None for artifact in plan.artifacts.values()):
         todo = sum(artifact.made() is None for artifact in plan.artifacts.values())
         typer.echo(f"{plan.campaign.name}: {todo} of {len(plan.artifacts)} stages to run; starting Prefect", err=True)
@@ -101,11 +103,14 @@ def show_outcome(plan: Any) -> None:
     made = plan.artifacts["compare"].made() if "compare" in plan.artifacts else None
     if made is not None:
         folder = plan.store.fetch(made.manifest.ref)
-        accepted = {label: bool((e.summary() or {}).get("accepted")) for label, e in plan.evaluations.items()}
-        print_versions(json.loads((folder / "table.json").read_text()), accepted)
+        verdicts = {label: v.summary() or {} for label, v in plan.verdicts.items()}
+        print_versions(json.loads((folder / "table.json").read_text()), verdicts)
     key = f"reports/{report_name(plan.campaign, plan.digest)}"
     place = f"{plan.store.url.rstrip('/')}/{key}" if plan.store.exists(key) else write_report(plan)
     typer.echo(f"report: {place}")
+    if plan.rejected:
+        typer.echo(f"error: {plan.rejected}", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -13,10 +13,10 @@ FIRST = "v0"
 WIDTH = 132  # without a terminal: wide enough that no cell is broken
 
 
-def print_versions(table: Mapping[str, Any], accepted: Mapping[str, bool] | None = None) -> None:
+def print_versions(table: Mapping[str, Any], verdicts: Mapping[str, Mapping[str, Any]] | None = None) -> None:
     """Print every version of a comparison (table.json)."""
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDTH, no_color=True)
-    console.print(versions_table(table, accepted))
+    console.print(versions_table(table, verdicts))
 
 
 def print_ranking(ranking: Mapping[str, Any]) -> None:
@@ -46,7 +46,7 @@ def print_ranking(ranking: Mapping[str, Any]) -> None:
     console.print(found)
 
 
-def versions_table(table: Mapping[str, Any], accepted: Mapping[str, bool] | None = None) -> Table:
+def versions_table(table: Mapping[str, Any], verdicts: Mapping[str, Mapping[str, Any]] | None = None) -> Table:
     """Gold, both reward models, win rate over v0 with its interval, KL, length and missing EOS of every version."""
     entries = table["versions"]
     by = "gold" if entries and entries[0].get("gold") else "score"
@@ -58,16 +58,16 @@ def versions_table(table: Mapping[str, Any], accepted: Mapping[str, bool] | None
         found.add_column(head, justify="right")
     for head in (f"wins over {FIRST} ({judge})", "KL, nats", "tokens", "no EOS"):
         found.add_column(head, justify="right")
-    if accepted is not None:
-        found.add_column("accepted")
+    if verdicts is not None:
+        found.add_column("gate")
     for entry in entries:
         label = entry["version"]
         cells = [number(entry[column]["mean"]) if entry.get(column) else NONE for column, _ in known]
         cells.append(_wins(table["matrix"].get(label, {}).get(FIRST, {}).get(by)))
         cells.append(number(entry["kl"]["mean"], 1) if entry.get("kl") else NONE)
         cells += [number(entry["length"], 1), percent(entry["missing_eos"], 1)]
-        if accepted is not None:
-            cells.append({True: "yes", False: "no", None: NONE}[accepted.get(label)])
+        if verdicts is not None:
+            cells.append(_gate(verdicts.get(label, {})))
         found.add_row(label, *cells)
     return found
 
@@ -78,6 +78,12 @@ _MEANS = (
     ("helpfulness", "helpful model"),
     ("safety", "safe model"),
 )
+
+
+def _gate(verdict: Mapping[str, Any]) -> str:
+    """The verdict and the rules behind it."""
+    rules = ", ".join(reason["rule"] for reason in verdict.get("reasons", ()))
+    return f"{verdict.get('verdict', NONE)}{f': {rules}' if rules else ''}"
 
 
 def _wins(pair: Mapping[str, Any] | None) -> str:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from configs.bakeoff import BakeOff
 from configs.certify import Certify, Leakage
 from configs.fields import Name, Natural, Share, Strict
+from configs.gates import Gate, JudgeModel, Matrix
 from configs.recipes import (
     Adopt,
     Annotate,
@@ -101,6 +102,9 @@ class Campaign(Strict):
     rounds: tuple[Round, ...] = ()
     bake_off: BakeOff | None = None  # instead of rounds
     evaluate: Evaluate = Evaluate()
+    gate: Gate = Gate()
+    judge_model: JudgeModel | None = None
+    matrix: Matrix = Matrix()
     compare: Compare = Compare()
     runtime: Runtime = Runtime()
 

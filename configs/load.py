@@ -262,6 +262,13 @@ def _lacking(c: Campaign) -> str | None:
             return f"reward_bases.{kind}: there is no rewards.{kind}"
         if own.pretrain and not c.data.documents:
             return f"data.documents: none given, which reward_bases.{kind}.pretrain learns from"
+    if c.judge_model and c.annotate.annotator not in ("gold", "dataset"):
+        return (
+            f"judge_model: preferences by annotator {c.annotate.annotator} would make it no independent judge; "
+            "want annotate.annotator gold or dataset, or no judge_model"
+        )
+    if c.judge_model and not (c.rewards and c.judge_model.share):
+        return "judge_model: needs rewards (it is trained as they are) and a share above 0"
     if not c.data.preferences and any(a.annotator == "dataset" for a in annotators):
         return "data.preferences: none given, which the annotator of the rounds deals out"
     return None

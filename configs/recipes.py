@@ -109,6 +109,8 @@ class Ingest(Strict):
     rows: Rows
     sources: tuple[Source, ...] = Field(min_length=1)
     held_out: Share = 0.0
+    apart: Share = 0.0  # of the training part, by hash: rows for the judge models alone ..
+    part: Literal["main", "apart"] = "main"  # .. which one ingest leaves out and the other one keeps
     max_rejected: Share = 0.05  # more malformed rows than this fails the stage
     max_chars: Count = 200_000
     seed: int = 0
@@ -362,7 +364,6 @@ class Evaluate(Strict):
 
     version: str = "v0"  # the label of the version being evaluated
     earlier: tuple[str, ...] = ()  # labels of the `earlier` inputs, in their order
-    best: str | None = None  # label of the accepted version so far: `accepted` means not significantly worse than it
     prompts: Count = 320
     temperature: Positive = 0.8
     judge: Literal["world", "stories", "none"] = "world"

@@ -22,6 +22,7 @@ class Runtime(Strict):
     zero: Literal[0, 1, 2, 3] = 0
     offload: bool = False
     sampler: Literal["builtin", "vllm"] = "builtin"
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()  # beside TensorBoard's files, by libraries that you install
     lease_ttl: Positive = 90.0
     lease_beat: Positive = 20.0
     require_cas: bool = False

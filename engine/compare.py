@@ -6,7 +6,7 @@ from typing import Any
 
 from configs.recipes import Compare
 from engine.errors import StageError
-from engine.evaluate import EXTRA, add_scores
+from engine.evaluate import EXTRA, add_judges, add_scores
 from engine.job import Job
 from engine.scoring import load_scorers, names
 from engine.statistics import spearman
@@ -24,10 +24,12 @@ def run(job: Job) -> dict[str, Any]:
     """
     recipe: Compare = job.recipe
     scorers = load_scorers(job.folders("rewards"), job.runtime)
+    judges = load_scorers(job.folders("judges"), job.runtime)
     versions: dict[str, list[dict[str, Any]]] = {}
     for number, (label, folder) in enumerate(zip(recipe.versions, job.folders("versions"), strict=True)):
         rows = list(read_table(folder / "responses.parquet"))
         add_scores(rows, scorers, recipe.limits, job.runtime.score_rows, recipe.threshold)
+        add_judges(rows, judges, recipe.limits, job.runtime.score_rows, recipe.threshold)
         versions[label] = rows
         job.progress(number + 1, len(recipe.versions), "version")
     asked = {tuple(row["prompt_id"] for row in rows) for rows in versions.values()}

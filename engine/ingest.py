@@ -25,6 +25,7 @@ SCHEMAS = {
     "preferences": "Preference",
     "rankings": "Ranking",
 }
+APART = "apart:"  # the stream of the split for the judge models: independent of the held-out one
 SHOWN = 3  # refused rows named in an error
 
 
@@ -111,8 +112,11 @@ def _good(source: Source, label: str, recipe: Ingest, tally: Tally) -> Iterator[
         except Refusal as error:
             tally.rejected.append(Found(found.place, None, str(error)))
             continue
+        held_out = is_held_out(row, recipe.held_out)
+        if not held_out and is_held_out(row, recipe.apart, APART) != (recipe.part == "apart"):
+            continue
         tally.bidi += has_bidi(row)
-        train += not is_held_out(row, recipe.held_out)
+        train += not held_out
         yield row
     tally.seen += seen
     tally.train.append(train)

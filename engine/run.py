@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from configs import continuing, deciding, gathering, recipes
+from configs import continuing, deciding, gates, gathering, recipes
 from configs.certify import Certify, Leakage
 from configs.runtime import Runtime
 from engine import workers
@@ -37,6 +37,8 @@ RECIPES = {
     "select": recipes.Select,
     "online": recipes.Online,
     "evaluate": recipes.Evaluate,
+    "gate": gates.Verdict,
+    "matrix": gates.Matrix,
     "compare": recipes.Compare,
     "decide": deciding.Decide,
     "pack": continuing.Pack,

@@ -95,7 +95,7 @@ class Shared:
         return self.scored[key]
 
     def judge(self, name: str, policy: Artifact) -> Artifact:
-        recipe = self.campaign.evaluate.model_copy(update={"version": name, "earlier": (), "best": None})
+        recipe = self.campaign.evaluate.model_copy(update={"version": name, "earlier": ()})
         label = self.label(name)
         self.run.versions[label] = policy
         self.run.evaluations[label] = evaluate(

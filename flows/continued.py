@@ -71,9 +71,7 @@ def _refresh(run: Run, plan: Refresh, standing: Standing, chain: Chain, known: S
 
 def compare_with_old(run: Run, standing: Standing, label: str, model: Artifact) -> Artifact:
     """A chat model on the held-out prompts, under the campaign's reward models, beside the old chat model."""
-    recipe = standing.recipe.model_copy(
-        update={"version": label, "earlier": (standing.version,), "best": standing.version}
-    )
+    recipe = standing.recipe.model_copy(update={"version": label, "earlier": (standing.version,)})
     return evaluate(
         run,
         f"{label}-evaluate",

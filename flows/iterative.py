@@ -10,7 +10,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from configs import ConfigError, load, load_runtime
 from flows.rounds import align
-from tasks import Run, Stopped, connect, runs
+from tasks import Rejected, Run, Stopped, connect, runs, trackers
 from tasks.launch import stop_all, warm_up
 from tasks.outcome import publish
 from tasks.watch import listener
@@ -56,13 +56,17 @@ def iterative(
     warm_up()  # its imports take as long as Prefect's first steps
     campaign = load(config, seed=seed)
     chosen = load_runtime(runtime) if runtime else campaign.runtime
+    trackers.check(chosen)
     run = Run(campaign, connect(store, chosen), chosen, until=until, listen=listener())
     runs.remember(run.store, {"config": config, "seed": seed, "until": until, "runtime": runtime})
     try:
         with contextlib.suppress(Stopped):
             align(run)
         run.settle()
-        return publish(run)
+        key = publish(run)
+        if run.rejected:
+            raise Rejected(run.rejected)  # now that everything begun has ended and the report shows why
+        return key
     except BaseException:
         run.cancelled.set()
         stop_all()  # a cancelled flow must not wait for its threads: their children end here

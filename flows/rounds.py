@@ -4,14 +4,17 @@ from collections.abc import Sequence
 
 from configs import Base, Round, describe
 from configs.recipes import Ingest
+from flows.judging import APART, apart, judge_models, side_by_side
 from tasks import (
     Artifact,
     Run,
+    accepted,
     adopt,
     annotate,
     certify,
     compare,
     evaluate,
+    gate,
     ingest,
     online,
     pretrain,
@@ -41,15 +44,18 @@ def align(run: Run, base: Artifact | None = None) -> Artifact:
     rewards: list[Artifact] = []
     preferences: list[Artifact] = []
     drawn: list[Artifact] = []
-    accepted = ["v0"]
-    _evaluate(run, "base", rewards, prompts, None)
-    _evaluate(run, "v0", rewards, prompts, None)
+    sound = ["v0"]  # accepted versions
+    models: dict[str, list[Artifact]] = {}  # round -> its reward models
+    steered: dict[str, str] = {}  # version -> the round whose reward models steered it
+    _evaluate(run, "base", rewards, prompts, [])
+    _evaluate(run, "v0", rewards, prompts, [])
     screen(run, prompts=prompts, demonstrations=demonstrations, preferences=given)
     run.reached("v0")
+    judges = judge_models(run, rows, sft)
 
     for i, entry in enumerate(c.rounds, start=1):
-        version, policy = str(entry.version), run.versions[accepted[-1]]
-        before = _before(run, entry, accepted)
+        version, policy = str(entry.version), run.versions[sound[-1]]
+        before = _before(run, entry, sound)
         if entry.annotate and entry.annotate != "none":
             pair = (None, None) if entry.annotate.annotator == "dataset" else (policy, before)
             preferences.append(
@@ -85,23 +91,28 @@ def align(run: Run, base: Artifact | None = None) -> Artifact:
                 prompts=prompts,
                 preferences=preferences,
             )
+            models[f"r{i}"] = rewards
+        steered[version] = next(reversed(models), "")
         run.reached(f"r{i}-rewards")
         run.versions[version] = _round(run, i, entry, policy, rewards, preferences, drawn, prompts, demonstrations)
-        if _evaluate(run, version, rewards, prompts, accepted[-1]):
-            accepted.append(version)
+        _evaluate(run, version, rewards, prompts, judges)
+        run.verdicts[version] = gate(run, f"{version}-gate", c.gate, version=version, best=sound[-1])
+        if accepted(run, run.verdicts[version]):
+            sound.append(version)
         run.reached(version)
 
-    labels = tuple(run.evaluations)
-    recipe = c.compare.model_copy(update={"versions": labels})
-    return compare(run, "compare", recipe, versions=list(run.evaluations.values()), rewards=rewards)
+    side_by_side(run, models, steered, judges)
+    evaluations = list(run.evaluations.values())
+    recipe = c.compare.model_copy(update={"versions": tuple(run.evaluations)})
+    return compare(run, "compare", recipe, versions=evaluations, rewards=rewards, judges=judges)
 
 
-def _before(run: Run, entry: Round, accepted: list[str]) -> Artifact:
+def _before(run: Run, entry: Round, sound: list[str]) -> Artifact:
     """The policy that writes the other response of a pair: the accepted version before the last."""
-    if len(accepted) > 1:
-        return run.versions[accepted[-2]]
+    if len(sound) > 1:
+        return run.versions[sound[-2]]
     by_strength = entry.annotate and entry.annotate != "none" and entry.annotate.annotator == "tier"
-    return run.versions["base" if by_strength else accepted[-1]]  # tiers need a weaker model, and SFT's base is one
+    return run.versions["base" if by_strength else sound[-1]]  # tiers need a weaker model, and SFT's base is one
 
 
 def _round(
@@ -168,7 +179,7 @@ def learned(method: str, preferences: Sequence[Artifact], rankings: Artifact | N
 
 def _rows(run: Run) -> dict[str, Artifact]:
     """The campaign's data by kind, all of it read before any model is touched: bad rows end a run in seconds."""
-    data, found = run.campaign.data, {}
+    data, judge, found = run.campaign.data, run.campaign.judge_model, {}
     bases = [run.campaign.base, *run.campaign.reward_bases.values()]
     for rows in ("documents", "prompts", "demonstrations", "preferences", "rankings"):
         if not getattr(data, rows) or (rows == "documents" and not any(base.pretrain for base in bases)):
@@ -180,17 +191,18 @@ def _rows(run: Run) -> dict[str, Artifact]:
             max_rejected=data.max_rejected,
             seed=run.campaign.seed,
         )
+        if judge and apart(run) == rows:
+            recipe = recipe.model_copy(update={"apart": judge.share})
+            found[APART + rows] = ingest(run, APART + rows, recipe.model_copy(update={"part": "apart"}))
         found[rows] = ingest(run, rows, recipe)
     for artifact in found.values():
         artifact.made()
     return found
 
 
-def _evaluate(run: Run, version: str, rewards: list[Artifact], prompts: Artifact, best: str | None) -> bool:
-    """Evaluate a version against every earlier one; True if it is accepted (in a plan: supposed to be)."""
-    recipe = run.campaign.evaluate.model_copy(
-        update={"version": version, "earlier": tuple(run.evaluations), "best": best}
-    )
+def _evaluate(run: Run, version: str, rewards: list[Artifact], prompts: Artifact, judges: list[Artifact]) -> None:
+    """Evaluate a version against every earlier one."""
+    recipe = run.campaign.evaluate.model_copy(update={"version": version, "earlier": tuple(run.evaluations)})
     earlier = list(run.evaluations.values())
     run.evaluations[version] = evaluate(
         run,
@@ -201,8 +213,5 @@ def _evaluate(run: Run, version: str, rewards: list[Artifact], prompts: Artifact
         rewards=rewards,
         prompts=prompts,
         earlier=earlier,
+        judges=judges,
     )
-    if best is None:
-        return True
-    summary = run.evaluations[version].summary()
-    return summary is None or bool(summary.get("accepted", True))

@@ -51,8 +51,8 @@ class Evidence:
 
     @cached_property
     def verdicts(self) -> dict[str, Mapping[str, Any]]:
-        """label -> what `evaluate` decided: accepted, by which measure."""
-        found = ((v.label, self.archive.summary(v.evaluate)) for v in self.view.versions)
+        """label -> what the gate decided: verdict, accepted, by which measure, the reasons."""
+        found = ((v.label, self.archive.summary(v.gate)) for v in self.view.versions)
         return {label: one for label, one in found if one}
 
     @cached_property

@@ -16,7 +16,7 @@ from report.view import Node
 BOX, ROW, GAP = 118, 40, 46
 MARGIN = 12
 ORDER = ("ingest", "pretrain", "adopt", "annotate", "reward", "certify", "probe", "sample", "score", "select",
-         "train", "online", "evaluate", "compare")  # fmt: skip
+         "train", "online", "evaluate", "gate", "compare", "matrix")  # fmt: skip
 
 
 @dataclass(frozen=True)

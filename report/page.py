@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from report import lineage, responses, rewards, sampling, shift, training, trust, versions
+from report import lineage, matrix, responses, rewards, sampling, shift, training, trust, versions
 from report.archive import Archive
 from report.evidence import Evidence
 from report.view import View
@@ -59,6 +59,7 @@ def write(store: Store, view: View, path: Path | str) -> Path:
 def _context(evidence: Evidence) -> dict[str, Any]:
     selections = sampling.selections(evidence)
     models = rewards.judged(evidence)
+    side_by_side = matrix.table(evidence)
     smoke_labels, smoke = responses.smoke(evidence)
     browser = responses.side_by_side(evidence)
     audit = audit_data(selections)
@@ -77,6 +78,11 @@ def _context(evidence: Evidence) -> dict[str, Any]:
         "movement": versions.movement(evidence),
         "overoptimisation": [f for f in (trust.proxy_against_gold(evidence), trust.two_win_rates(evidence)) if f],
         "matrices": trust.matrices(evidence),
+        "gates": versions.gates(evidence),
+        "judges": matrix.heats(side_by_side) if side_by_side else [],
+        "judge_figures": [f for f in (matrix.proxy_over_kl(side_by_side), *matrix.best_of_n(side_by_side)) if f]
+        if side_by_side
+        else [],
         "categories": trust.categories(evidence),
         "reward_models": [node for node in evidence.view.doing("reward") if node.label in evidence.done],
         "reward_figures": rewards.figures(models),

@@ -28,7 +28,9 @@ def view_of(store: Store, campaign: str) -> View:
     labels = {ref: label for label, ref in newest.items()}
     nodes = tuple(_node(store, label, ref, labels) for label, ref in newest.items())
     versions = tuple(
-        Version(node.label, node.ref, newest.get(f"{node.label}-evaluate")) for node in nodes if node.stage in MAKERS
+        Version(node.label, node.ref, newest.get(f"{node.label}-evaluate"), newest.get(f"{node.label}-gate"))
+        for node in nodes
+        if node.stage in MAKERS
     )
     name, digest = known[campaign]
     return View(name, digest, record.body(), nodes, versions, newest.get("compare"))

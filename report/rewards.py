@@ -49,6 +49,7 @@ def judged(evidence: Evidence) -> list[Judged]:
 
 def figures(models: Sequence[Judged]) -> list[Figure]:
     """For each kind of model: accuracy over the rounds by grade, and the calibration of the last one."""
+    models = [model for model in models if not model.label.startswith("judge-")]  # those belong to no round
     kinds = sorted({model.kind for model in models})
     by_kind = [[model for model in models if model.kind == kind] for kind in kinds]
     return [_accuracy(some) for some in by_kind] + [_calibration(some[-1]) for some in by_kind]

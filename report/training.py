@@ -67,7 +67,8 @@ def trainings(evidence: Evidence) -> list[Training]:
         recipe = manifest.record.get("identity", {}).get("recipe", {})
         rules = recipe.get("tripwires", {}) if node.stage == "online" else {}
         curves = [curve(node.label, name, rows, rules) for name in _names(rows)]
-        alarms = [_alarm(one) for one in evidence.archive.summary(node.ref).get("alarms", [])]
+        summary = evidence.archive.summary(node.ref)
+        alarms = [_alarm(one) for one in summary.get("alarms", [])] + [_rung(one) for one in summary.get("ladder", [])]
         found.append(Training(node.label, node.stage, int(rows[-1]["step"]), curves, alarms))
     return found
 
@@ -133,6 +134,11 @@ def _near(level: float, pairs: Sequence[tuple[float, float]]) -> bool:
 def _names(rows: Sequence[Row]) -> list[str]:
     every = {name for row in rows for name, value in row.items() if isinstance(value, int | float)} - COUNTERS
     return sorted(every, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+
+
+def _rung(taken: Mapping[str, Any]) -> str:
+    way = "the run ended" if taken["rung"] == "stop" else f"back to iteration {taken['back_to']}"
+    return f"step {taken['step']}: ladder: {taken['rung'].replace('_', ' ')}, {way}"
 
 
 def _alarm(found: Any) -> str:

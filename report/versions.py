@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from report.charts import Axis, Figure, Point, Series, figure
-from report.evidence import BASE, FIRST, Evidence
+from report.evidence import FIRST, Evidence
 from report.quantities import NONE, interval, number, percent, signed
 
 GOLD_KINDS = (("gold_helpfulness", "Gold helpfulness"), ("gold_safety", "Gold safety"))
@@ -84,7 +84,7 @@ def columns(evidence: Evidence) -> list[str]:
     rewards = [name for _, name in REWARD_KINDS] if evidence.standing.one_scale else []
     gold = [name for column, name in GOLD_KINDS if _known(evidence, column)]
     kept = [name for (column, _), name in zip(REWARD_KINDS, rewards) if _known(evidence, column)]
-    return ["Version", *gold, *kept, f"Wins over {FIRST}", "KL, nats", "Length, tokens", "No EOS", "Accepted"]
+    return ["Version", *gold, *kept, f"Wins over {FIRST}", "KL, nats", "Length, tokens", "No EOS", "Gate"]
 
 
 def table(evidence: Evidence) -> list[tuple[str, list[Cell]]]:
@@ -105,7 +105,7 @@ def table(evidence: Evidence) -> list[tuple[str, list[Cell]]]:
         cells += [
             Cell(number(entry["length"], 1)),
             Cell(percent(entry["missing_eos"], 1)),
-            _accepted(evidence, version.label),
+            _gate(evidence, version.label),
         ]
         rows.append((version.label, cells))
     return rows
@@ -128,12 +128,22 @@ def _wins(evidence: Evidence, label: str) -> Cell:
     return Cell(percent(rate["mean"]), interval(rate, percent), mood)
 
 
-def _accepted(evidence: Evidence, label: str) -> Cell:
+def _gate(evidence: Evidence, label: str) -> Cell:
     found = evidence.verdicts.get(label)
-    if label == BASE or found is None:
+    if found is None:
         return Cell(NONE)
-    by = {"first": "the start", "gold": "by gold", "score": "by reward models"}.get(str(found.get("by")), "")
-    return Cell("yes", by) if found.get("accepted") else Cell("no", by, "bad")
+    by = {"gold": "by gold", "judge": "by the judge model", "score": "by reward models"}.get(str(found.get("by")), "")
+    rules = ", ".join(reason["rule"] for reason in found.get("reasons", ()))
+    return Cell(str(found["verdict"]), rules or by, {"rejected": "bad", "accepted": "good"}.get(found["verdict"], ""))
+
+
+def gates(evidence: Evidence) -> list[tuple[str, str, str, list[tuple[str, str]]]]:
+    """(version, verdict, measured against, [(action, what was found)]) of every version that the gate has judged."""
+    return [
+        (label, found["verdict"], f"{found['best']} by {found['by']}",
+         [(reason["action"], reason["text"]) for reason in found["reasons"]])
+        for label, found in evidence.verdicts.items()
+    ]  # fmt: skip
 
 
 def movement(evidence: Evidence) -> list[Figure]:

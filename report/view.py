@@ -21,11 +21,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Version:
-    """One model of the campaign and the stage that evaluated it, if one is planned."""
+    """One model of the campaign and the stages that evaluated and judged it, if they are planned."""
 
     label: str
     model: Ref
     evaluate: Ref | None = None
+    gate: Ref | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class View:
                 for node in data["nodes"]
             )
             versions = tuple(
-                Version(label, Ref.parse(one["model"]), _ref(one["evaluate"]))
+                Version(label, Ref.parse(one["model"]), _ref(one["evaluate"]), _ref(one.get("gate")))
                 for label, one in data["versions"].items()
             )
             return cls(data["name"], data["digest"], data["config"], nodes, versions, _ref(data["compare"]))

@@ -6,16 +6,18 @@ from tasks.certify import certify
 from tasks.continuing import continue_pretraining
 from tasks.decide import decide
 from tasks.evaluate import compare, evaluate
+from tasks.gate import accepted, gate
 from tasks.gather import gather, listings
 from tasks.ingest import ingest
 from tasks.leakage import screen
+from tasks.matrix import matrix
 from tasks.measure import measure
 from tasks.online import online
 from tasks.pack import pack
 from tasks.pretrain import pretrain
 from tasks.rank import rank
 from tasks.reward import reward
-from tasks.run import Artifact, Run, Stopped, connect
+from tasks.run import Artifact, Rejected, Run, Stopped, connect
 from tasks.sample import probe, sample
 from tasks.score import score
 from tasks.select import select
@@ -24,8 +26,10 @@ from tasks.transplant import transplant
 
 __all__ = [
     "Artifact",
+    "Rejected",
     "Run",
     "Stopped",
+    "accepted",
     "adopt",
     "annotate",
     "certify",
@@ -34,9 +38,11 @@ __all__ = [
     "continue_pretraining",
     "decide",
     "evaluate",
+    "gate",
     "gather",
     "ingest",
     "listings",
+    "matrix",
     "measure",
     "online",
     "pack",

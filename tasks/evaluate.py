@@ -18,8 +18,9 @@ def evaluate(
     rewards: Sequence[Artifact],
     prompts: Artifact,
     earlier: Sequence[Artifact],
+    judges: Sequence[Artifact] = (),
 ) -> Artifact:
-    """responses.parquet and a summary with `accepted`: not significantly worse than the best accepted version."""
+    """responses.parquet and summary.json: the version against every earlier one, which the gate reads."""
     return run.stage(
         label,
         "evaluate",
@@ -31,11 +32,20 @@ def evaluate(
         rewards=rewards,
         prompts=prompts,
         earlier=earlier,
+        judges=judges,
     )
 
 
 def compare(
-    run: Run, label: str, recipe: Compare, *, versions: Sequence[Artifact], rewards: Sequence[Artifact]
+    run: Run,
+    label: str,
+    recipe: Compare,
+    *,
+    versions: Sequence[Artifact],
+    rewards: Sequence[Artifact],
+    judges: Sequence[Artifact] = (),
 ) -> Artifact:
     """table.json: every version's held-out responses under the last reward models."""
-    return run.stage(label, "compare", recipe, kind="rows", version=VERSION, versions=versions, rewards=rewards)
+    return run.stage(
+        label, "compare", recipe, kind="rows", version=VERSION, versions=versions, rewards=rewards, judges=judges
+    )

@@ -31,6 +31,7 @@ def view(run: Run) -> dict[str, Any]:
             label: {
                 "model": artifact.ref.key,
                 "evaluate": run.evaluations[label].ref.key if label in run.evaluations else None,
+                "gate": run.verdicts[label].ref.key if label in run.verdicts else None,
             }
             for label, artifact in run.versions.items()
         },
@@ -84,9 +85,19 @@ def _show(run: Run, place: str) -> None:
 
     create_link_artifact(place, link_text=f"report of {run.campaign.name}", key=f"report-{run.campaign.name}")
     rows = [
-        {"version": label, **{k: v for k, v in (artifact.summary() or {}).items() if isinstance(v, int | float | str)}}
+        {
+            "version": label,
+            **{k: v for k, v in (artifact.summary() or {}).items() if isinstance(v, int | float | str)},
+            **_verdict(run, label),
+        }
         for label, artifact in run.evaluations.items()
     ]
     create_table_artifact(
         rows, key=f"versions-{run.campaign.name}", description="Every version on the held-out prompts"
     )
+
+
+def _verdict(run: Run, label: str) -> dict[str, str]:
+    """What the gate said about a version, and why; nothing for those that it does not judge."""
+    found = run.verdicts[label].summary() if label in run.verdicts else None
+    return {} if not found else {"gate": found["verdict"], "why": "; ".join(r["text"] for r in found["reasons"])}

@@ -28,6 +28,10 @@ class Stopped(Exception):
     """The run has reached the point it was asked to stop at."""
 
 
+class Rejected(Stopped):
+    """The gate refused a version, and the config says that this ends the campaign; the message is one line."""
+
+
 class Artifact:
     """A stage of this run and, once it has ended, what it made."""
 
@@ -82,6 +86,8 @@ class Run:
         self.artifacts: dict[str, Artifact] = {}
         self.versions: dict[str, Artifact] = {}
         self.evaluations: dict[str, Artifact] = {}
+        self.verdicts: dict[str, Artifact] = {}
+        self.rejected: str | None = None  # why the gate ended the campaign
         self.slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(runtime.slots):
             self.slots.put(slot)

@@ -21,6 +21,7 @@ from configs.runtime import Runtime
 from storage import Lease, LeaseLost, Manifest, Ref, SavePoint, Store, digest
 from tasks.code import stage_code
 from tasks.launch import Event, OutOfMemory, StageFailed, run_stage
+from tasks.trackers import Curve
 
 Inputs = Mapping[str, Ref | Sequence[Ref]]
 Listener = Callable[[str, Event], None]
@@ -162,10 +163,11 @@ def _work(
             f"{stage.label}: {deaths} runs in a row died at step {point.step if point else 0} before the next save point; "
             "look at what kills them (memory?), save more often, or run again to try once more"
         )
+    recipe = stage.recipe.model_dump(mode="json")
     spec = {
         "stage": stage.work,
         "label": stage.label,
-        "recipe": stage.recipe.model_dump(mode="json"),
+        "recipe": recipe,
         "inputs": stage.input_keys(),
         "store": store.url,
         "ref": stage.ref.key,
@@ -174,10 +176,22 @@ def _work(
         "runtime": {**runtime.model_dump(mode="json"), **_numerics_so_far(point)},
     }
     timings: list[Event] = []
+    curve = Curve(
+        beside,
+        runtime,
+        stage.label,
+        stage.ref.key,
+        recipe,
+        lambda text: listen(stage.label, {"event": "log", "text": text}),
+    )
+    if point:
+        curve.known(point.path / "metrics.jsonl")
 
     def hear(event: Event) -> None:
         if event["event"] == "timing":
             timings.append({k: v for k, v in event.items() if k != "event"})
+        if event["event"] == "metrics":
+            curve.write(int(event["step"]), {k: v for k, v in event.items() if k not in ("event", "step")})
         if event["event"] in ("progress", "saved"):
             lease.step = int(event["done" if event["event"] == "progress" else "step"])
         listen(stage.label, event)
@@ -188,6 +202,7 @@ def _work(
         return "cancelled" if cancelled() else None
 
     began = time.time()
+    done: Event = {}
     try:
         done = run_stage(spec, log=beside / "log.txt", listen=hear, stop=stop, timeout=runtime.timeout_seconds)
     except OutOfMemory as error:
@@ -197,6 +212,8 @@ def _work(
         raise OutOfMemory(f"{error}; {keeps}") from error
     except LeaseLost as error:
         raise StageFailed(f"{stage.label}: {error}") from error
+    finally:
+        curve.close(bool(done))
     record = {
         **_provenance(stage, runtime),
         "summary": done["summary"],

@@ -116,10 +116,11 @@ class Standing:
         return self.newest("demonstrations")
 
     def _accepted(self) -> tuple[str, Given]:
-        """The last version whose evaluation accepted it, and that evaluation."""
+        """The last version that the gate accepted (v0 needs no gate), and its evaluation."""
         for label in reversed(self._labels):
-            found = self.newest(f"{label}-evaluate")
-            if found is not None and (found.summary() or {}).get("accepted"):
+            found, verdict = self.newest(f"{label}-evaluate"), self.newest(f"{label}-gate")
+            accepted = label == "v0" or (verdict is not None and bool((verdict.summary() or {}).get("accepted")))
+            if found is not None and accepted:
                 return label, found
         raise ConfigError(
             f"{self.store.url}: campaign {self.name} has no accepted version yet: run it to its end first, "

@@ -3,7 +3,7 @@
 from world.annotators import Annotation, annotate
 from world.chats import prompts
 from world.corpus import documents
-from world.gold import Gold, is_safe, judge
+from world.gold import Gold, is_safe, judge, refuses
 from world.writers import demonstrations, ideal
 
 SMOKE_PROMPTS = tuple(
@@ -23,5 +23,5 @@ SMOKE_PROMPTS = tuple(
 
 __all__ = [
     "SMOKE_PROMPTS", "Annotation", "Gold", "annotate", "demonstrations", "documents", "ideal", "is_safe", "judge",
-    "prompts",
+    "prompts", "refuses",
 ]  # fmt: skip

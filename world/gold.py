@@ -38,6 +38,11 @@ def is_safe(messages: list[Message], response: str) -> bool:
     return judge(messages, response).safety >= 0.5
 
 
+def refuses(messages: list[Message], response: str) -> bool:
+    """Whether the response says no, to whatever was asked."""
+    return read(response, understand(messages).topic).refusals > 0
+
+
 def _safety(request: Request, reading: Reading) -> float:
     harms = [statement.true for statement in reading.statements if statement.form in HARMS]
     if harms:

@@ -21,12 +21,25 @@ def test_the_table_says_what_the_comparison_found(capsys: pytest.CaptureFixture[
         ],
         "matrix": {"v0": {}, "v1": {"v0": {"gold": PAIR}}},
     }
-    print_versions(table, {"v0": True, "v1": False})
+    print_versions(table, {"v1": {"verdict": "rejected", "reasons": [{"rule": "worse"}, {"rule": "longer"}]}})
     head, v0, v1 = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["version", "gold", "helpful"] and "wins over v0 (gold)" in head
     assert "model" not in head  # no reward model has scored these
-    assert v0.split() == ["v0", "0.41", "\u2013", "0.0", "9.2", "12.5%", "yes"]
-    assert v1.split() == ["v1", "0.53", "62%", "(50%", "to", "75%)", "3.2", "9.2", "12.5%", "no"]
+    assert v0.split() == ["v0", "0.41", "\u2013", "0.0", "9.2", "12.5%", "\u2013"]
+    assert v1.split() == [
+        "v1",
+        "0.53",
+        "62%",
+        "(50%",
+        "to",
+        "75%)",
+        "3.2",
+        "9.2",
+        "12.5%",
+        "rejected:",
+        "worse,",
+        "longer",
+    ]
 
 
 def test_without_gold_the_reward_models_judge_and_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,5 +49,5 @@ def test_without_gold_the_reward_models_judge_and_it_says_so(capsys: pytest.Capt
     }
     print_versions(table)
     head, v0, v1 = capsys.readouterr().out.splitlines()
-    assert "wins over v0 (reward models)" in head and "accepted" not in head
+    assert "wins over v0 (reward models)" in head and "gate" not in head
     assert v0.split()[:2] == ["v0", "\u22121.00"] and "62%" in v1

@@ -11,7 +11,7 @@ import torch
 import world
 from configs.recipes import Compare, Evaluate, Limits
 from configs.runtime import Runtime
-from engine import compare, evaluate
+from engine import compare, evaluate, judges
 from engine.drawing import fingerprint
 from engine.errors import StageError
 from engine.job import Job
@@ -37,9 +37,9 @@ def versions(
     for label, model, scorers in (("base", "qwen2", []), ("v0", "llama", []), ("v1", "qwen2", rewards)):
         out = tmp_path_factory.mktemp(label)
         inputs = {"policy": policies[model], "reference": policies["llama"], "rewards": scorers, "prompts": prompts,
+                  "judges": scorers[::-1],
                   "earlier": [folder for folder, _ in found.values()]}  # fmt: skip
-        best = "v0" if label == "v1" else None
-        chosen = recipe(version=label, earlier=tuple(found), best=best)
+        chosen = recipe(version=label, earlier=tuple(found))
         summary = evaluate.run(Job(stage="evaluate", recipe=chosen, inputs=inputs, out=out, runtime=Runtime()))
         found[label] = (out, json.loads(json.dumps(summary, allow_nan=False)))
     return found
@@ -92,7 +92,7 @@ def test_earlier_versions_are_rescored_under_these_reward_models(versions: Any, 
     assert all(row["helpfulness"] is not None and row["safety"] is not None for row in seen)
     assert all(row["helpfulness"] is None for row in read_table(versions["v0"][0] / "responses.parquet"))  # had none
     assert summary["rewards"] == names(load_scorers(rewards, Runtime()))
-    assert set(summary["against"]) == {"base", "v0"} and set(summary["against"]["v0"]) == {"gold", "score"}
+    assert set(summary["against"]) == {"base", "v0"} and set(summary["against"]["v0"]) == {"gold", "judge", "score"}
 
 
 def test_the_same_model_as_an_earlier_version_ties_with_it(versions: Any) -> None:
@@ -112,14 +112,34 @@ def test_the_same_model_as_an_earlier_version_ties_with_it(versions: Any) -> Non
 def test_categories_cover_all_prompts(versions: Any) -> None:
     summary = versions["v1"][1]
     assert sum(part["prompts"] for part in summary["categories"].values()) == summary["prompts"]
-    assert {"missing_eos", "length", "repetition", "distinct_2"} <= set(summary["categories"].popitem()[1])
+    assert {"missing_eos", "length", "repetition", "distinct_2"} <= set(next(iter(summary["categories"].values())))
 
 
-def test_the_verdict_is_in_the_summary(versions: Any) -> None:
-    assert versions["v0"][1]["accepted"] is True and versions["v0"][1]["by"] == "first"
-    assert versions["v1"][1]["by"] == "gold"
-    low = versions["v1"][1]["against"]["v0"]["gold"]["difference"]
-    assert versions["v1"][1]["accepted"] == (low["high"] >= 0)
+def test_the_summary_is_among_the_files(versions: Any) -> None:
+    for folder, summary in versions.values():
+        assert json.loads((folder / "summary.json").read_text()) == summary
+
+
+def test_models_that_steer_nothing_judge_every_version_by_the_same_rule(versions: Any, rewards: list[Path]) -> None:
+    folder, summary = versions["v1"]
+    rows = list(read_table(folder / "responses.parquet"))
+    wanted = [dict(row) for row in rows]
+    evaluate.add_scores(wanted, load_scorers(rewards[::-1], Runtime()), LIMITS, 64, -1.7346)
+    assert [(r["judge_branch"], r["judge"]) for r in rows] == [(w["branch"], w["score"]) for w in wanted]
+    assert summary["judge"]["mean"] == pytest.approx(sum(w["score"] for w in wanted) / len(wanted))
+    assert set(summary["against"]["v0"]) == {"gold", "judge", "score"}
+    assert versions["v0"][1]["judge"] is None
+
+
+@pytest.mark.parametrize(("text", "no"), [("I will not help with that.", True), ("I can\N{RIGHT SINGLE QUOTATION MARK}t", True),
+                                          ("The fox will not eat that.", False), ("x" * 200 + " i cannot", False)])  # fmt: skip
+def test_a_refusal_is_read_from_the_text_where_the_domain_does_not_know(text: str, no: bool) -> None:
+    assert judges.refuses("none", [], text) is no
+
+
+def test_the_world_knows_its_own_refusals() -> None:
+    asked = [{"role": "user", "content": "how do i poison the hen?"}]
+    assert judges.refuses("world", asked, "that would hurt it.") and not judges.refuses("world", asked, "as an ai")
 
 
 def test_smoke_prompts_are_answered_greedily(versions: Any, policies: Any) -> None:

@@ -1,18 +1,18 @@
-"""engine.versions: what is said about a version, and whether it is accepted."""
+"""engine.versions: what is said about a version."""
 
 from typing import Any
 
 import pytest
 
-from engine.errors import StageError
-from engine.versions import against, describe, gold_value, ordinal, verdict
+from engine.versions import against, describe, gold_value, ordinal
 
 
 def row(
     i: int, gold: float | None, score: float | None = None, branch: int | None = None, **more: Any
 ) -> dict[str, Any]:
     scores = {"gold": gold, "gold_helpfulness": gold, "gold_safety": None if gold is None else 1.0}
-    return {"prompt_id": f"p{i}", "category": "fact", "token_ids": [5, 6, 5, 6], "finish": "eos", "kl": 0.5, **scores,
+    return {"prompt_id": f"p{i}", "category": "fact", "is_safety": False, "token_ids": [5, 6, 5, 6], "finish": "eos",
+            "kl": 0.5, **scores,
             "score": score, "branch": branch, "helpfulness": score, "safety": None, **more}  # fmt: skip
 
 
@@ -39,24 +39,17 @@ def test_a_description_holds_means_and_how_the_text_is_written() -> None:
     assert found["distinct_2"] == 3 / 5
 
 
-def test_a_worse_version_is_not_accepted_and_a_slightly_worse_one_is() -> None:
-    best = version(0.0)
-    compared = lambda rows: {"v1": against(rows, best, 500, 0)}
-    assert verdict(compared(version(0.1)), "v1") == {"accepted": True, "by": "gold"}
-    assert verdict(compared(version(-0.01)), "v1") == {"accepted": False, "by": "gold"}  # the same loss on each prompt
-    mixed = [row(i, i % 10 / 10 + (0.3 if i % 2 else -0.34)) for i in range(60)]
-    assert against(mixed, best, 500, 0)["gold"]["difference"]["mean"] == pytest.approx(-0.02)
-    assert verdict(compared(mixed), "v1")["accepted"]  # worse on average, but it may be chance
+def test_refusals_are_counted_among_harmless_requests_only() -> None:
+    rows = [row(0, 1.0, refused=True), row(1, 1.0, refused=False), row(2, 1.0, refused=True, is_safety=True)]
+    assert describe(rows, 10, 0)["refusals"] == 1 / 2
+    assert describe([row(0, 1.0)], 10, 0)["refusals"] is None  # nobody looked: said so, not zero
 
 
-def test_without_gold_the_reward_score_decides_and_without_either_nothing() -> None:
-    score = lambda shift: [row(i, None, i + shift, 1) for i in range(40)]
-    assert verdict({"v0": against(score(-0.5), score(0.0), 200, 0)}, "v0") == {"accepted": False, "by": "score"}
-    nobody = [row(i, None) for i in range(5)]
-    assert verdict({"v0": against(nobody, nobody, 200, 0)}, "v0") == {"accepted": True, "by": "nothing"}
-    assert verdict({}, None) == {"accepted": True, "by": "first"}
-    with pytest.raises(StageError, match="v3 to compare with is not among the earlier ones: v0"):
-        verdict({"v0": {}}, "v3")
+def test_the_judge_models_compare_by_their_own_branch() -> None:
+    rows = [row(i, 0.5, 0.0, 1, judge=-5.0, judge_branch=1) for i in range(4)]
+    others = [row(i, 0.5, 0.0, 1, judge=5.0, judge_branch=0) for i in range(4)]
+    found = against(rows, others, 20, 0)
+    assert found["judge"]["wins"] == 4 and found["judge"]["difference"]["mean"] == -10.0 and found["score"]["ties"] == 4
 
 
 def test_wins_by_score_respect_the_branch() -> None:

@@ -12,11 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from configs.gates import Gate
 from engine.certificate import certificate
 from engine.examples import Item
+from engine.gate import judge
+from engine.matrix import parting
 from engine.select import AUDIT, ranked
 from engine.tables import write_table
-from engine.versions import against, describe, gold_value, verdict
+from engine.versions import against, describe, gold_value
 from report import View
 from storage import Ref, Store, digest, open_store
 from storage.rows import write_rows
@@ -158,7 +161,8 @@ def model(kind: str = "policy", steps: int = 0, online: bool = False) -> Callabl
         if lines:
             (out / "metrics.jsonl").write_text("\n".join(lines) + "\n")
         alarms = [{"rule": "kl", "step": 9, "found": 41.0, "limit": 40.0, "text": "twice the budget"}] if online else []
-        return {"steps": steps, **({"alarms": alarms} if online else {})}
+        ladder = [{"rung": "lower_learning_rate", "step": 10, "back_to": 0}, {"rung": "stop", "step": 15, "back_to": 9}]
+        return {"steps": steps, **({"alarms": alarms, "ladder": ladder} if online else {})}
 
     return write
 
@@ -291,11 +295,20 @@ def add_evaluation(campaign: Campaign, label: str, best: str | None) -> None:
             **describe(rows, 200, 1),
             "categories": by,
             "against": compared,
-            **verdict(compared, best),
         }
 
     ref = campaign.stage(f"{label}-evaluate", "evaluate", "report", [label, "v0", "prompts"], write)
     campaign.versions[label]["evaluate"] = ref.key
+    if best is not None:
+
+        def verdict(out: Path) -> dict[str, Any]:
+            found, before = (describe(campaign.rows[name], 200, 1) for name in (label, best))
+            compared = {best: against(rows, campaign.rows[best], 200, 1)}
+            (out / "verdict.json").write_text("{}")
+            return judge(Gate(), {**found, "against": compared}, before, best)
+
+        gate = campaign.stage(f"{label}-gate", "gate", "report", [f"{label}-evaluate", f"{best}-evaluate"], verdict)
+        campaign.versions[label]["gate"] = gate.key
 
 
 def add_start(campaign: Campaign) -> None:
@@ -350,6 +363,34 @@ def add_end(campaign: Campaign) -> None:
     )
     campaign.versions["v2"] = {"model": ref.key, "evaluate": None}
     add_evaluation(campaign, "v2", "v1")
+
+    def matrix(out: Path) -> dict[str, Any]:
+        spread = lambda mean: {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+        cell = lambda x: {"mean": x, "change": spread(x), "wins": spread(0.5 + x / 4)}
+        proxy, truth, kl = {"v1": 0.4, "v2": 0.9}, {"v0": 0.0, "v1": 0.3, "v2": -0.2}, {"v0": 0.0, "v1": 2.0, "v2": 9.0}
+        gaps = [
+            {"version": v, "kl": kl[v], "proxy_of": "r1" if v in proxy else "",
+             "proxy": spread(proxy[v]) if v in proxy else None, "truth": spread(truth[v]), "gap": None}
+            for v in truth
+        ]  # fmt: skip
+        points = [
+            {"n": n, "kl": k, "proxy": spread(k), "truth": spread(k / 2)} for n, k in ((1, 0.0), (2, 0.2), (3, 0.4))
+        ]
+        fit = {"proxy": {"alpha": 1.0, "beta": 0.25, "peak_kl": 4.0}, "truth": None}
+        table = {
+            "versions": list(LABELS),
+            "judges": [{"name": "r1", "rewards": "a"}, {"name": "gold", "rewards": ""}],
+            "truth": "gold",
+            "kl": kl,
+            "cells": {v: {"r1": cell(proxy.get(v, 0.0)), "gold": cell(truth.get(v, -1.0))} for v in LABELS},
+            "gaps": gaps,
+            "parting": parting(gaps),
+            "best_of_n": [{"round": "round-1", "rewards": "a", "prompts": 9, "k": 3, "points": points, "fit": fit}],
+        }
+        (out / "matrix.json").write_text(json.dumps(table))
+        return {"parting": table["parting"]}
+
+    campaign.stage("matrix", "matrix", "report", [f"{label}-evaluate" for label in LABELS], matrix)
 
     def compare(out: Path) -> dict[str, Any]:
         every = [{**row, "version": label} for label, rows in campaign.rows.items() for row in rows]

@@ -12,7 +12,7 @@ from report import build
 from report.archive import Archive
 from report.evidence import Evidence
 from report.page import island
-from report.versions import headline
+from report.versions import gates, headline
 from tests.report.conftest import HOSTILE, Campaign
 
 
@@ -22,7 +22,7 @@ def test_the_finished_page_answers_the_question_with_the_numbers_of_the_store(fi
     change = [b["gold"] - a["gold"] for a, b in zip(finished.rows["v0"], finished.rows["v2"])]
     assert f"v2 is better than v0 by the gold judge: +{sum(change) / len(change):.2f}" in page
     assert f"<dd>{sum(gold) / len(gold):.2f}</dd>" in page
-    assert 'class="absent">not' not in page and "17 of 17 stages done" in page
+    assert 'class="absent">not' not in page and "20 of 20 stages done" in page
     for label in ("base", "v0", "v1", "v2"):
         assert f'<th scope="row">{label}</th>' in page
     for title in ("figure 6", "figure 7", "figure 8", "figure 11", "Reward shift", "Proxy against gold"):
@@ -98,6 +98,16 @@ def test_a_damaged_result_is_named_and_left_out(finished: Campaign) -> None:
     page = build(finished.store, finished.view)
     assert "table.json was altered after it was made" in page
     assert "Reward-model columns appear when" in page and "v2 is better than v0" in page  # the evaluations still speak
+
+
+def test_the_page_tells_what_the_gate_decided_and_why(finished: Campaign) -> None:
+    page = build(finished.store, finished.view)
+    assert "What the gate decided" in page and "no rule held" in page
+    evidence = Evidence(finished.view, Archive(finished.store))
+    assert [row[:3] for row in gates(evidence)] == [("v1", "accepted", "v0 by gold"), ("v2", "accepted", "v1 by gold")]
+    reason = {"rule": "worse", "action": "reject", "found": 0, "limit": 0, "text": "worse <by> far"}
+    evidence.verdicts = {"v1": {"verdict": "rejected", "best": "v0", "by": "gold", "reasons": [reason]}}
+    assert gates(evidence) == [("v1", "rejected", "v0 by gold", [("reject", "worse <by> far")])]
 
 
 @pytest.mark.parametrize(("accepted", "final"), [((True, True), "v2"), ((True, False), "v1"), ((False, False), "v2")])

@@ -42,7 +42,11 @@ def test_every_finished_training_stage_has_its_curves(finished: Campaign) -> Non
     assert loss.last == "0.1" and loss.svg.count(",") < 400
     assert "tripwire: kl" in next(c.svg for c in found["v2"].curves if c.name == "kl")
     assert "tripwire" not in "".join(c.svg for c in found["v1"].curves)
-    assert found["v2"].alarms == ["step 9: kl: twice the budget"]
+    assert found["v2"].alarms == [
+        "step 9: kl: twice the budget",
+        "step 10: ladder: lower learning rate, back to iteration 0",
+        "step 15: ladder: stop, the run ended",
+    ]
 
 
 def test_a_rule_that_an_older_run_did_not_have_is_not_drawn() -> None:
