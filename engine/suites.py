@@ -33,6 +33,8 @@ SECTIONS: dict[str, dict[str, int]] = {
 PRIOR = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
 PRIOR_WEIGHT = 0.5
 SECOND = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")  # the domains of RewardBench 2
+OFFICIAL = "filtered-"  # of RewardBench's two splits the one that is scored
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 _WRAPPED = re.compile(r"###The instruction to evaluate:\n(.*?)\n\n###Response to evaluate:\n(.*?)\n\n###", re.DOTALL)
 Messages = list[dict[str, str]]
@@ -56,6 +58,7 @@ def load(path: Path) -> list[Question]:
         StageError: no such file, a file that is none of the known forms, a row that lacks what its form needs.
     """
     files = sorted(f for f in path.rglob("*") if f.name.endswith(SUFFIXES)) if path.is_dir() else [path]
+    files = [f for f in files if f.name.startswith(OFFICIAL)] or files
     if not files or not all(file.is_file() for file in files):
         raise StageError(f"{path}: no {', '.join(SUFFIXES)} file there")
     found = []
@@ -91,7 +94,7 @@ def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
 
 def _question(row: Mapping[str, Any], file: Path, number: int) -> Question:
     """A row of one of the known forms, told by its columns."""
-    stem = file.name.split(".")[0]
+    stem = _SHARD.sub("", file.name.split(".")[0])
     name = str(row.get("id", f"{stem}-{number}"))
     if "output_1" in row:  # LLMBar
         if row["label"] not in (1, 2):
@@ -104,6 +107,7 @@ def _question(row: Mapping[str, Any], file: Path, number: int) -> Question:
         (prompt, chosen), (_, rejected) = (_unwrapped(row[f"{side}_instruction"]) for side in ("chosen", "rejected"))
         return Question(name, str(row["source"]), _turns(prompt), (chosen, rejected))
     subset, chosen, rejected = str(row.get("subset") or stem), row["chosen"], row["rejected"]
+    subset = stem if stem in PRIOR else subset  # a prior set is a file, whatever its rows call their parts
     if isinstance(chosen, str):
         return Question(
             name, subset, _turns(row["messages"] if "messages" in row else row["prompt"]), (chosen, rejected)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,17 @@ def test_every_known_form_is_read(tmp_path: Path) -> None:
     assert found["three"].messages == turns and [m["content"] for m in found["llm"].messages] == ["hi", "yes?", "why?"]
 
 
+def test_the_published_folders_are_read_as_they_are_scored(tmp_path: Path) -> None:
+    """Of RewardBench the filtered split alone; a prior set is named by its file, not by its rows."""
+    row = {"prompt": "why?", "chosen": "a", "rejected": "b", "subset": "hep-go", "id": 1}
+    (tmp_path / "data").mkdir()
+    for name, count in (("train-00000-of-00001", 3), ("filtered-00000-of-00001", 2)):
+        pq.write_table(pa.Table.from_pylist([row] * count), tmp_path / "data" / f"{name}.parquet")
+    assert [q.subset for q in suites.load(tmp_path)] == ["hep-go"] * 2
+    pq.write_table(pa.Table.from_pylist([{**row, "subset": "askscience"}]), tmp_path / "shp-00000-of-00001.parquet")
+    assert [q.subset for q in suites.load(tmp_path / "shp-00000-of-00001.parquet")] == ["shp"]
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
@@ -213,6 +225,13 @@ def test_implicit_reward_is_the_difference_of_log_probs(suite: Path, policies: d
     assert run(suite, policies["llama"], policies["llama"])["score"] == 0.0
     found = run(suite, tmp_path / "moved", policies["llama"])
     assert found["kind"] == "implicit"
+    strangers = [tmp_path / "a", tmp_path / "b"]
+    for folder, source in zip(strangers, (tmp_path / "moved", policies["llama"])):
+        shutil.copytree(source, folder)
+        (folder / CARD).unlink()
+    assert run(suite, *strangers) == found  # read by their chat template, the same
+    with pytest.raises(StageError, match="one is a model of ours and one is not"):
+        run(suite, tmp_path / "moved", strangers[1])
     both = [AutoModelForCausalLM.from_pretrained(f).eval() for f in (tmp_path / "moved", policies["llama"])]
     right = []
     for asked in suites.load(suite):
