@@ -63,9 +63,8 @@ def realignments(site: Site) -> list[Any]:
 def test_refreshed_then_nothing_new_then_followed_up_once(site: Site, house: House) -> None:
     first = run(site, "refresh", house)
     assert state(site, first) == "Completed"
-    assert {"gather", "pack", "continuing", "measure", "transplant", "train", "evaluate", "decide"} <= set(
-        tasks(site, first)
-    )
+    stages = {"gather", "pack", "base", "measure", "transplant", "rebuilt-v0", "rebuilt-evaluate", "decide"}
+    assert {f"r1-{stage}" for stage in stages} <= set(tasks(site, first))
     assert state(site, run(site, "refresh", house)) == "NothingNew"
     assert realignments(site) == []
     with services.client(site) as client:
@@ -79,7 +78,7 @@ def test_refreshed_then_nothing_new_then_followed_up_once(site: Site, house: Hou
     assert state(site, run(site, "refresh", house)) == "NothingNew"
     (follow,) = realignments(site)
     wait(lambda: state(site, follow.id) in ("Completed", "Failed", "Crashed"))
-    assert state(site, follow.id) == "Completed" and "train" in tasks(site, follow.id)
+    assert state(site, follow.id) == "Completed" and "r1-short-sft" in tasks(site, follow.id)
 
 
 def test_one_command_switches_the_schedule_on_and_up_leaves_it_on(site: Site) -> None:
