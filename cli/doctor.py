@@ -26,6 +26,7 @@ Level = Literal["ok", "warn", "bad"]
 CLASHES = (
     ("prefect", "==3.8.8", "all services were measured with 3.8.8 (3.9 asks for a certifi that is not to be had)", ""),
     ("fastapi", ">=0.139,<0.151", "with 0.155 and later Prefect 3.8.8's server does not start ('min_items')", ""),
+    ("sqlalchemy", ">=2.0,<2.1", "with 2.1 the scheduler of Prefect 3.8.8's server fails: schedules never run", ""),
     ("s3fs", ">=2026.9", "an unpinned `boto3 s3fs` silently gives 0.4.2, which cannot talk to today's botocore", ""),
     ("fsspec", "match:s3fs", "s3fs and fsspec must be of one release", ""),
     (
