@@ -1,6 +1,6 @@
 """Continued pretraining against its baselines: the tables of docs/continual.md. Source: Ibrahim et al. 2024 (arXiv 2403.08763).
 
-    python -m benchmarks.replay world [--seeds 1 2 3] [--groups coarse baselines fine small] [--store URL] [--show]
+    python -m benchmarks.replay world [--seeds 1 2 3] [--groups coarse constant baselines fine small] [--store URL] [--show]
     ROUNDHOUSE_DATA=DIR python -m benchmarks.replay text
 
 `world` trains tiny models on the two domains of the built-in world: the meadow (D1), then the shore (D2). `text` continues
@@ -37,7 +37,7 @@ COUNTS = {
     "small": 190,
 }  # documents of the world; main and second are about equal in tokens
 PEAK, FLOOR = 6e-3, 0.1
-GROUPS = ("coarse", "baselines", "fine", "small")  # of arms, in the order in which they are run
+GROUPS = ("coarse", "constant", "baselines", "fine", "small")  # of arms, in the order in which they are run
 PIECE = 2000  # characters of a held-out or training piece of a long real document
 STORIES = Adopt(
     path="models/stories260K",
@@ -67,8 +67,8 @@ CONTINUED = (
     Arm("continued, 0.5 % replay", "fine", replay=0.005),
     Arm("continued, 10 % replay", "fine", replay=0.1),
     Arm("continued, 50 % replay", "fine", replay=0.5),
-    Arm("no re-warming, no replay", "baselines", rewarm=False),
-    Arm("no re-warming, 5 % replay", "baselines", replay=0.05, rewarm=False),
+    Arm("no re-warming, no replay", "constant", rewarm=False),
+    Arm("no re-warming, 5 % replay", "constant", replay=0.05, rewarm=False),
 )
 SCRATCH = (
     Arm("union from scratch, all of both", "baselines", start="init", text="union"),
