@@ -25,13 +25,12 @@ def roots(url: str, cache: Path, until: str | None = None) -> tuple[dict[str, st
         return {label: found.manifest.root for label, found in made.items() if found is not None}, store.retries
 
 
-SHORT = pytest.param("v0", marks=pytest.mark.slow_short)
+CASES = [pytest.param("rclone", "v0", marks=pytest.mark.slow_short), ("moto", "v0"), ("rclone", None), ("moto", None)]
 
 
 @pytest.mark.slow
 @pytest.mark.s3
-@pytest.mark.parametrize("until", [SHORT, None])
-@pytest.mark.parametrize("s3_server", ["rclone", "moto"], indirect=True)
+@pytest.mark.parametrize(("s3_server", "until"), CASES, indirect=["s3_server"])
 def test_thirty_percent_of_a_campaigns_requests_fail(s3_server, until, monkeypatch, tmp_path, tally) -> None:
     stop_all()  # the warm server keeps the environment it was started with
     wanted, _ = roots((tmp_path / "store").as_uri(), tmp_path / "none", until)

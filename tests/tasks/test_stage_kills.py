@@ -18,7 +18,7 @@ KINDS = {
 @pytest.mark.slow
 @pytest.mark.slow_short
 def test_every_kind_of_stage_survives_kills(tmp_path: Path, tally) -> None:
-    command = [sys.executable, "-m", "benchmarks.reliability.stages", str(tmp_path), "--sample", "2"]
+    command = [sys.executable, "-m", "benchmarks.reliability.stages", str(tmp_path), "--sample", "1"]
     done = subprocess.run([*command, "--only", *KINDS], cwd=ROOT, capture_output=True, text=True, timeout=550)
     kills, stages = (
         [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
@@ -26,5 +26,5 @@ def test_every_kind_of_stage_survives_kills(tmp_path: Path, tally) -> None:
     )
     assert done.returncode == 0, (done.stderr[-2000:], [kill for kill in kills if kill["failures"]])
     assert {stage["label"]: stage["work"] for stage in stages} == KINDS
-    assert sum(kill["killed"] for kill in kills) == 2 * len(KINDS)
+    assert sum(kill["killed"] for kill in kills) == len(KINDS)
     tally("killed in a stage of each kind (a sample)", len(kills), f"{len(KINDS)} kinds")
