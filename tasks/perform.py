@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from tasks.run import Run
 
 LIMIT = "roundhouse-device-{}"  # a Prefect global concurrency limit a device, made by `make up`
+PATIENCE = 1800.0  # seconds to go on asking a server that is too busy for a device
 RETRIES = 2  # of a stage whose process was killed; memory that is really too small ends in an error soon
 
 
@@ -95,12 +98,41 @@ def _slot(order: Order) -> Iterator[None]:
     try:
         if _has_server():
             time.sleep(0.1)  # at once, the server is still writing this task's events: SQLite is locked, 503, 2 s lost
-            with concurrency(LIMIT.format(slot), occupy=1, strict=True, lease_duration=60):
+            with _device(LIMIT.format(slot), order.run.cancelled.is_set):
                 yield
         else:
             yield
     finally:
         order.run.slots.put(slot)
+
+
+@contextlib.contextmanager
+def _device(name: str, cancelled: Callable[[], bool]) -> Iterator[None]:
+    """Hold a device's leased limit.
+
+    A server that is too busy to answer is asked again: while another run held the device, a 503 after two minutes of
+    asking failed the run that waited (measured with two runs on a machine with a load of 30).
+    """
+    with contextlib.ExitStack() as held:
+        began = time.monotonic()
+        while True:
+            try:
+                held.enter_context(concurrency(name, occupy=1, strict=True, lease_duration=60))
+                break
+            except ConcurrencySlotAcquisitionError as error:
+                if not busy(error) or cancelled() or time.monotonic() - began > PATIENCE:
+                    raise
+                get_run_logger().warning("%s; asking again", error)
+                time.sleep(2.0)
+        yield
+
+
+def busy(error: BaseException) -> bool:
+    """Whether the server did not answer or said that it cannot now; a limit that does not exist is another matter."""
+    cause = error.__cause__
+    if isinstance(cause, httpx.HTTPStatusError):
+        return cause.response.status_code >= 500
+    return isinstance(cause, httpx.TransportError)
 
 
 def _has_server() -> bool:

@@ -127,3 +127,19 @@ def test_only_a_killed_process_is_tried_again_by_itself(error: StageFailed, agai
     from tasks.perform import died
 
     assert died(None, None, Failed(data=error)) is again
+
+
+def test_a_busy_server_is_asked_again_for_a_device_and_a_missing_limit_is_not() -> None:
+    import httpx
+
+    from tasks.perform import busy
+
+    def caused_by(cause: BaseException | None) -> RuntimeError:
+        error = RuntimeError("Unable to acquire concurrency slots on ['roundhouse-device-1']")
+        error.__cause__ = cause
+        return error
+
+    request = httpx.Request("POST", "http://server/api")
+    answers = {code: httpx.HTTPStatusError("x", request=request, response=httpx.Response(code)) for code in (503, 422)}
+    assert busy(caused_by(answers[503])) and busy(caused_by(httpx.ReadTimeout("slow")))
+    assert not busy(caused_by(answers[422])) and not busy(caused_by(None))
