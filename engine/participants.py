@@ -22,6 +22,7 @@ from engine.scoring import load_scorers, names
 from engine.sharding import Plain
 from engine.template import CARD, Chat, load_chat
 from engine.updates import Learner
+from methods import sft
 from storage.rows import read_rows
 
 
@@ -123,7 +124,6 @@ def _critic(folder: Path, start: Path, chat: Chat, job: Job) -> Any:
 def _examples(job: Job, recipe: Online, chat: Chat) -> list[Item]:
     if recipe.ptx_weight == 0:
         return []
-    sft = methods.load("sft")
     reader = Reader(chat, recipe.limits, sft, sft.Config())
     items = [
         item

@@ -8,7 +8,6 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-import methods
 from configs.recipes import Pretrain
 from engine.batches import permutation
 from engine.errors import StageError
@@ -17,6 +16,7 @@ from engine.job import Job
 from engine.models import new_llama, save_model
 from engine.offline import Fit, fit
 from engine.template import Chat, make_chat
+from methods import pretrain as next_token
 from storage.rows import read_rows
 
 SPECIAL = ("<pad>", "<s>", "</s>")
@@ -36,13 +36,12 @@ def run(job: Job) -> dict[str, Any]:
     chat = make_chat(train_tokenizer(texts, recipe.tokenizer.vocab_size), recipe.template)
     packed = Packed(chat, texts, recipe.sequence_length, recipe.seed)
     job.log(f"{len(texts)} documents, {packed.total} tokens, vocabulary {len(chat.tokenizer)}")
-    method = methods.load("pretrain")
     model = new_llama(recipe.architecture, chat, recipe.seed).to(job.runtime.device)
     size = recipe.batch_size
     plan = Fit(
         model=model,
-        method=method,
-        config=method.Config(),
+        method=next_token,
+        config=next_token.Config(),
         optimizer=recipe.optimizer,
         steps=recipe.steps,
         rows=lambda step: range((step - 1) * size, step * size),

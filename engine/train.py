@@ -19,6 +19,7 @@ from engine.offline import Fit, epochs, fit
 from engine.packing import shape_of
 from engine.reference import Logps, reference_logps
 from engine.template import Chat, load_chat
+from methods import sft
 from storage.rows import read_rows
 
 
@@ -107,7 +108,6 @@ def _replay(job: Job, recipe: Train, chat: Chat, items: list[Item]) -> int:
         return 0
     if recipe.replay >= 1:
         raise StageError("train.replay is 1: nothing would be left of the rows; want a share below 1")
-    sft = methods.load("sft")
     reader = Reader(chat, recipe.limits, sft, sft.Config())
     own = len(items)
     items.extend(read_items(reader, folders))

@@ -64,3 +64,9 @@ def test_only_the_named_method_matters(project: Path) -> None:
     _edit(project, "methods/dpo.py", "0.1", "0.2")
     assert _digest(("dpo",)) != with_dpo
     assert _digest() == without
+
+
+def test_a_stage_imports_the_methods_that_it_uses_by_a_fixed_name() -> None:
+    """Loaded by name they would be outside the digest: only what a recipe names is added to it."""
+    hidden = [path.name for path in (code.ROOT / "engine").glob("*.py") if 'methods.load("' in path.read_text()]
+    assert not hidden
