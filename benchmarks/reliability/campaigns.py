@@ -15,6 +15,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -228,14 +229,15 @@ def project(folder: Path) -> Iterator[Site]:
             probe.bind(("127.0.0.1", 0))
             ports.append(probe.getsockname()[1])
     site = Site(folder, *ports)
-    services.up(site, say=lambda line: None)
     try:
+        services.up(site, say=lambda line: None)
         yield site
     finally:
         services.down(site, say=lambda line: None)
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the services are stopped
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path)
     parser.add_argument("--kills", type=int, default=20, help="end after so many")
