@@ -30,6 +30,7 @@ FLOW = "llama2-style"
 POOL = "roundhouse"
 HINT = "last-run"
 SILENCE = timedelta(seconds=90)  # three heartbeats of 30 s
+LAG = timedelta(seconds=5)  # from the sending of a heartbeat to its time on a busy server; the Date header has whole seconds
 ACTIVE = (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
 ROOT = Path(__file__).resolve().parent.parent
 Say = Callable[[str], None]
@@ -120,8 +121,8 @@ def is_gone(client: SyncPrefectClient, run: FlowRun) -> bool:
 
 def await_verdict(client: SyncPrefectClient, run: FlowRun, say: Say) -> bool:
     """Wait until it is certain whether the run lives: a new heartbeat, a change of state, or too long a silence."""
-    # A heartbeat becomes visible seconds after the server received it: only one received from now on is a sign of life.
-    began = _server_time(client) + timedelta(seconds=1)  # the Date header has whole seconds
+    # A busy server notes a heartbeat seconds after it was sent: only one that is later than that is a sign of life.
+    began = _server_time(client) + LAG
     told = False
     while True:
         run = client.read_flow_run(run.id)
