@@ -30,7 +30,9 @@ FLOW = "llama2-style"
 POOL = "roundhouse"
 HINT = "last-run"
 SILENCE = timedelta(seconds=90)  # three heartbeats of 30 s
-LAG = timedelta(seconds=5)  # from the sending of a heartbeat to its time on a busy server; the Date header has whole seconds
+LAG = timedelta(
+    seconds=5
+)  # from the sending of a heartbeat to its time on a busy server; the Date header has whole seconds
 ACTIVE = (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
 ROOT = Path(__file__).resolve().parent.parent
 Say = Callable[[str], None]

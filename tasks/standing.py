@@ -63,10 +63,10 @@ class Standing:
         )
         if not store.exists(f"campaigns/{campaign.name}-{self.mark}.json"):
             others = [f"{n}-{d}" for n, d in store.campaigns() if n == campaign.name]
-            known = f", made by another config, seed or version of this software: name it as record: {others[-1]}"
+            known = f"; the store has {', '.join(others)}, made by another config, seed or version of this software"
             raise ConfigError(
                 f"{store.url}: campaign {campaign.name}-{self.mark} has not been run here: run it first, "
-                f"`roundhouse run {campaign.name}`" + (f"; the store has {', '.join(others)}{known}" if others else "")
+                f"`roundhouse run {campaign.name}`" + (f"{known}: name it as record: {others[-1]}" if others else "")
             )
         found = store.campaign(campaign.name, self.mark)
         self._notes = found.notes()

@@ -50,7 +50,7 @@ class Bench:
         write_table(folder / "responses.parquet", found, EXTRA, base="Scored")
         names = list(RESCORED)[1:]
         write_table(
-            folder / "rescored.parquet", ({"version": "v4", **{n: row[n] for n in names}} for row in old), RESCORED
+            folder / "rescored.parquet", ({"version": "v4", **{n: row.get(n) for n in names}} for row in old), RESCORED
         )
         return folder
 

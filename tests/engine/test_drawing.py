@@ -69,7 +69,8 @@ def test_prompts_that_never_fit_are_dropped_counted_and_listed(tmp_path: Path) -
     def fit_prompt(messages: list[dict[str, str]], limit: int) -> list[dict[str, str]] | None:
         return messages if len(messages[-1]["content"]) <= limit else None
 
-    chat: Any = SimpleNamespace(fit_prompt=fit_prompt, prompt_ids=lambda messages: [len(messages[-1]["content"])])
+    ids = lambda messages: [len(messages[-1]["content"])]
+    chat: Any = SimpleNamespace(fit_prompt=fit_prompt, prompt_ids=ids, asking=lambda messages: messages)
     rows = [{"id": i, "messages": [{"role": "user", "content": "x" * i}]} for i in (1, 9, 5)]
     kept, dropped = fit(chat, iter(rows), 5, tmp_path)
     assert ([(row["id"], ids) for row, ids in kept], dropped) == ([(1, [1]), (5, [5])], 1)
