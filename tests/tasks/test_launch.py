@@ -90,6 +90,7 @@ def test_nothing_is_left_when_the_asker_dies(tmp_path: Path, sleeper: Path, sign
         [sys.executable, "-c", textwrap.dedent(WORK), str(pids), str(sleeper)],
         cwd=launch.ROOT,
         stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     end = time.monotonic() + 30
     while not (pids.exists() and pids.read_text()) and time.monotonic() < end:
