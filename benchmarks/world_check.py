@@ -26,7 +26,8 @@ import torch
 import world
 from benchmarks.bag_of_words import accuracy
 from configs import load
-from configs.load import find, parse
+from configs.load import find
+from configs.parse import parse
 from engine.formats import is_held_out
 from engine.generate import generate
 from engine.models import load_policy

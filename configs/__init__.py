@@ -3,8 +3,9 @@
 from configs.bakeoff import BakeOff, Entrant
 from configs.campaign import Base, Campaign, Data, Round
 from configs.entrants import Competitor, competitors, read_entrant, ready
-from configs.load import ConfigError, load, load_runtime
+from configs.load import load, load_runtime
 from configs.methods import describe, method_names
+from configs.parse import ConfigError
 from configs.runtime import Runtime
 
 __all__ = [

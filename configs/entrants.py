@@ -7,9 +7,11 @@ from pydantic import ValidationError
 
 from configs.bakeoff import BakeOff, Entrant
 from configs.campaign import Campaign, Data, Round
+from configs.check import check_rounds
 from configs.fields import Strict
-from configs.load import FOLDER, ConfigError, check_rounds, one_line, parse, resolve
+from configs.load import FOLDER, resolve
 from configs.methods import check_config, describe
+from configs.parse import ConfigError, one_line, parse
 from configs.recipes import Online, Sample, Select, Train
 
 R = TypeVar("R", Train, Online)

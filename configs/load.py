@@ -1,75 +1,23 @@
-"""YAML -> Campaign. Every error is one line: file, place, what was found, what was wanted."""
+"""The file of a config -> a Campaign that is ready to run: checked, resolved, with the digests of its local data."""
 
 import difflib
 import hashlib
 import os
-import types
-import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from configs.campaign import Base, Campaign
+from configs.check import SECTIONS, check, section_for
 from configs.fields import Strict
-from configs.methods import check_config, describe
-from configs.recipes import Adopt, Annotate, Online, Reward, Select, Source, Train
+from configs.methods import describe
+from configs.parse import ConfigError, one_line, parse
+from configs.recipes import Adopt, Online, Source
 from configs.runtime import Runtime
 
 FOLDER = Path(__file__).resolve().parent
-MAX_BYTES = 1 << 20
-_SECTIONS = (
-    "sft",
-    "leakage",
-    "certify",
-    "annotate",
-    "probe",
-    "sample",
-    "select",
-    "train",
-    "online",
-    "evaluate",
-    "compare",
-)
-S = TypeVar("S", Train, Select, Online)
-_DERIVED = (
-    "limits",
-    "judge",
-    "seed",
-    "round",
-    "sha256",
-    "reward",
-    "leakage",
-    "reads",
-)  # set by the campaign for every section
-
-
-class ConfigError(ValueError):
-    """A config that cannot be used; the message is one line for the person who wrote it."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys and alias bombs."""
-
-    aliases = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            self.aliases += 1
-            if self.aliases > 200:
-                raise yaml.YAMLError("more than 200 aliases")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen and key != "<<":
-                raise yaml.YAMLError(f"key {key!r} twice (line {key_node.start_mark.line + 1})")
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
 
 
 def data_root() -> Path:
@@ -115,46 +63,6 @@ def load(
         raise ConfigError(f"{config}: {error}") from error
 
 
-def parse(data: bytes, name: str) -> dict[str, Any]:
-    """YAML bytes -> a plain mapping."""
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{name}: {len(data)} bytes, a config may have {MAX_BYTES}")
-    try:
-        raw = yaml.load(data.decode("utf-8"), _Loader)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{name}: not UTF-8 at byte {error.start}") from error
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        text = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}" if mark else str(error)  # type: ignore[union-attr]  # a MarkedYAMLError has both
-        raise ConfigError(f"{name}: not valid YAML: {' '.join(text.split())[:300] or type(error).__name__}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{name}: want a mapping at the top, found {type(raw).__name__}")
-    for key in raw:
-        if not isinstance(key, str):
-            raise ConfigError(f"{name}: key {key!r} is not a text")
-    return raw
-
-
-def check(raw: dict[str, Any], name: str) -> Campaign:
-    """A plain mapping -> a Campaign, with the methods' own settings checked."""
-    if "campaign" in raw:
-        raise ConfigError(f"{name}: a refresh, not a campaign; run it with continued-pretraining/refresh -p config=...")
-    try:
-        campaign = Campaign.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"{name}: {one_line(error)}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{name}: nested too deeply") from error
-    problem = _misplaced(campaign) or _lacking(campaign)
-    if problem:
-        raise ConfigError(f"{name}: {problem}")
-    try:
-        _check_methods(campaign)
-    except ValueError as error:
-        raise ConfigError(f"{name}: {error}") from error
-    return campaign
-
-
 def load_runtime(path: str | Path) -> Runtime:
     """A runtime of its own, from a YAML file holding the fields of `runtime:`."""
     try:
@@ -163,115 +71,6 @@ def load_runtime(path: str | Path) -> Runtime:
         raise ConfigError(f"{path}: {one_line(error)}") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-
-
-def _check_methods(c: Campaign) -> None:
-    trains: list[Train | Reward] = [c.sft, c.train, *c.rewards.values()]
-    trains += [_for(r.method, r.train, c.train) for r in c.rounds if r.train]
-    for offline in trains:
-        check_config(offline.method, offline.config)
-    for select in (c.select, *(r.select for r in c.rounds if r.select)):
-        check_config(select.method, select.config)
-    for kind, reward in c.rewards.items():
-        if reward.kind != kind:
-            raise ValueError(f"rewards.{kind}.kind is {reward.kind}")
-    if c.bake_off is not None and c.rounds:
-        raise ValueError(
-            "bake_off and rounds in one config: a bake-off takes its rounds from its methods; leave one out"
-        )
-    check_rounds(c)
-    online = False
-    for entry in c.rounds:
-        if describe(entry.method).loop == "online":
-            online = True
-            recipe = entry.online or c.online
-            check_config(entry.method, recipe.config, recipe.preset)
-    if c.rounds and not c.rewards:
-        needs = [
-            r.method for r in c.rounds if r.sample or describe(r.method).loop == "online" or describe(r.method).selects
-        ]
-        if needs:
-            raise ValueError(f"rounds with {needs[0]} need a reward model: give rewards.helpfulness")
-    if not online and c.online.preset:
-        check_config(c.online.method, c.online.config, c.online.preset)
-
-
-def check_rounds(c: Campaign) -> None:
-    """What a round's sections are to its method. Raises ValueError in one line."""
-    for i, entry in enumerate(c.rounds):
-        method, place = describe(entry.method), f"rounds[{i}]"
-        for name in ("train", "online"):
-            own = getattr(entry, name)
-            if own is not None and "method" in own.model_fields_set and own.method != entry.method:
-                raise ValueError(
-                    f"{place}.{name}.method is {own.method}, the round's is {entry.method}: leave it out there"
-                )
-        if method.loop == "offline" and entry.rows == "samples":
-            check_config(entry.method, _for(entry.method, entry.train, c.train).config)
-        sampled = entry.online or c.online if method.loop == "online" else entry.sample or c.sample
-        if (method.loop == "online" or entry.rows == "samples") and sampled.k < method.least_k:
-            section = "online" if method.loop == "online" else "sample"
-            raise ValueError(
-                f"{place}: {entry.method} compares the responses to one prompt: {section}.k is {sampled.k}, "
-                f"want at least {method.least_k}"
-            )
-
-
-def _for(method: str, own: S | None, shared: S) -> S:
-    """A round's section under its method: its own, or the campaign's without the settings of another method."""
-    section = shared if own is None else own
-    if section.method == method or (own is not None and "method" in own.model_fields_set):
-        return section
-    return section.model_copy(update={"method": method, **({} if own is not None else {"config": {}})})
-
-
-def _misplaced(c: Campaign) -> str | None:
-    """Fields that the campaign sets for all sections may not be set in one: they would be overwritten silently."""
-    sections: dict[str, BaseModel | None] = {f"rewards.{k}": v for k, v in c.rewards.items()}
-    for name in _SECTIONS:
-        section = getattr(c, name)
-        sections[name] = section if isinstance(section, BaseModel) else None
-        for i, entry in enumerate(c.rounds):
-            own = getattr(entry, name, None)
-            sections[f"rounds[{i}].{name}"] = own if isinstance(own, BaseModel) else None
-    for place, section in sections.items():
-        for field in _DERIVED:
-            if section is not None and field in section.model_fields_set:
-                return f"{place}.{field}: not here; the campaign sets it for every section"
-    return None
-
-
-def _lacking(c: Campaign) -> str | None:
-    """Data that the campaign's stages will want and nobody gives."""
-    annotators = [
-        r.annotate if isinstance(r.annotate, Annotate) else c.annotate for r in c.rounds if r.annotate != "none"
-    ]
-    if not c.data.prompts:
-        return "data.prompts: none given; every version is evaluated on held-out prompts"
-    if not c.data.held_out:
-        return "data.held_out: 0 leaves no prompt to evaluate on; 0.2 is usual"
-    if c.base.pretrain and not c.data.documents:
-        return "data.documents: none given, which base.pretrain learns from"
-    if c.bake_off and not c.data.demonstrations:
-        return "data.demonstrations: none given; all methods of a bake-off start from one SFT model"
-    for kind, reward in c.rewards.items():
-        if "responses" in describe(reward.method).columns and not c.data.rankings:
-            return f"data.rankings: none given, which rewards.{kind}.method {reward.method} learns from"
-    for kind, own in c.reward_bases.items():
-        if kind not in c.rewards:
-            return f"reward_bases.{kind}: there is no rewards.{kind}"
-        if own.pretrain and not c.data.documents:
-            return f"data.documents: none given, which reward_bases.{kind}.pretrain learns from"
-    if c.judge_model and c.annotate.annotator not in ("gold", "dataset"):
-        return (
-            f"judge_model: preferences by annotator {c.annotate.annotator} would make it no independent judge; "
-            "want annotate.annotator gold or dataset, or no judge_model"
-        )
-    if c.judge_model and not (c.rewards and c.judge_model.share):
-        return "judge_model: needs rewards (it is trained as they are) and a share above 0"
-    if not c.data.preferences and any(a.annotator == "dataset" for a in annotators):
-        return "data.preferences: none given, which the annotator of the rounds deals out"
-    return None
 
 
 def resolve(c: Campaign, *, require_data: bool = True) -> Campaign:
@@ -298,8 +97,8 @@ def resolve(c: Campaign, *, require_data: bool = True) -> Campaign:
                 "annotate": fill(entry.annotate or c.annotate, round=i),
                 "probe": fill(entry.probe or c.probe),
                 "sample": fill(entry.sample or c.sample, round=i),
-                "select": fill(_for(_selector(entry.method, c), entry.select, c.select)),
-                "train": fill(_for(entry.method, entry.train, c.train)),
+                "select": fill(section_for(_selector(entry.method, c), entry.select, c.select)),
+                "train": fill(section_for(entry.method, entry.train, c.train)),
                 "online": fill(_with_preset(entry.online or c.online, entry.method, f"rounds[{i - 1}].online")),
             }
         )
@@ -307,7 +106,7 @@ def resolve(c: Campaign, *, require_data: bool = True) -> Campaign:
     )
     rewards = {kind: fill(r, reads="own" if kind in c.reward_bases else "policy") for kind, r in c.rewards.items()}
     bases = {kind: _base(base, fill, require_data) for kind, base in c.reward_bases.items()}
-    sections = {name: fill(getattr(c, name)) for name in _SECTIONS}
+    sections = {name: fill(getattr(c, name)) for name in SECTIONS}
     versions = [entry.version for entry in rounds]
     if len(set(versions)) != len(versions) or {"base", "v0"} & set(versions):
         raise ConfigError(f"rounds: versions must differ from each other and from base and v0, found {versions}")
@@ -383,40 +182,3 @@ def _adopt_digest(adopt: Adopt, require: bool) -> Adopt:
     if adopt.path and (require or _is_there(adopt.path)) and not (adopt.random_init and adopt.architecture):
         return adopt.model_copy(update={"sha256": _sha256(locate(adopt.path))})
     return adopt
-
-
-def one_line(error: ValidationError, model: type[BaseModel] | None = None) -> str:
-    """The first problem of a validation error, with the nearest known key for a misspelt one."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the file"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        known = _keys_at(model or (Campaign if error.title == "Campaign" else Runtime), first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}" if known else ""
-        return f"{place}: unknown key{hint}{more}"
-    found = first.get("input")
-    shown = "" if isinstance(found, dict) or first["type"] == "missing" else f", found {str(found)[:80]!r}"
-    text = first["msg"].removeprefix("Value error, ")
-    return f"{place}: {text}{shown}{more}"
-
-
-def _keys_at(model: Any, loc: tuple[int | str, ...]) -> list[str]:
-    """The field names of the model that lies at `loc` under `model`."""
-    for part in loc:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            info = model.model_fields.get(str(part))
-            if info is None:
-                continue
-            model = info.annotation
-        candidates = [model]
-        found: Any = None
-        while candidates and found is None:
-            one = candidates.pop(0)
-            if isinstance(one, type) and issubclass(one, BaseModel):
-                found = one
-            elif isinstance(one, types.UnionType) or typing.get_origin(one) is not None:
-                candidates.extend(typing.get_args(one))
-        if found is not None and (not isinstance(model, type) or model is found):
-            model = found
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

@@ -10,8 +10,9 @@ from configs.continuing import Continue, Measure, Pack, Transplant
 from configs.deciding import Decide
 from configs.fields import Count, Name, Natural, Strict
 from configs.gathering import Gather, Inbox
-from configs.load import ConfigError, find, load, one_line, parse, with_digest
+from configs.load import find, load, with_digest
 from configs.methods import check_config, describe
+from configs.parse import ConfigError, one_line, parse
 from configs.recipes import Source, Train
 from configs.runtime import Runtime
 

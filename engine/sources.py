@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import world
-from configs.load import ConfigError, locate
+from configs.load import locate
+from configs.parse import ConfigError
 from configs.recipes import Source
 from engine.errors import StageError
 from world import stories

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from configs import ConfigError, competitors, describe, load, method_names
+from configs.check import check
 from configs.entrants import entrant_names, read_entrant
-from configs.load import FOLDER, check, resolve
+from configs.load import FOLDER, resolve
 
 MICRO: dict[str, Any] = yaml.safe_load((FOLDER / "bake-off-micro.yaml").read_text())
 

@@ -6,7 +6,9 @@ import pytest
 import yaml
 
 from configs import ConfigError, Runtime, load
-from configs.load import FOLDER, check, parse, resolve
+from configs.check import check
+from configs.load import FOLDER, resolve
+from configs.parse import parse
 from configs.refresh import check_refresh
 from storage import open_store
 from tasks import Run

@@ -10,7 +10,9 @@ import torch
 from tiny_models import tiny_config, train_tokenizer
 
 from configs import ConfigError, Runtime
-from configs.load import FOLDER, check, parse
+from configs.check import check
+from configs.load import FOLDER
+from configs.parse import parse
 from configs.recipes import Ingest, Limits, Online, Optimizer, Reward, Source, Template
 from engine import ingest, online, reward
 from engine.batches import collate

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs.load import FOLDER, check, resolve
+from configs.check import check
+from configs.load import FOLDER, resolve
 from flows.rounds import align
 from storage import open_store
 from tasks import Run

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from configs import competitors, describe, load
+from configs.check import check
 from configs.entrants import entrant_names, read_entrant
-from configs.load import FOLDER, check, parse, resolve
+from configs.load import FOLDER, resolve
+from configs.parse import parse
 from flows.rounds import align
 from storage import Store, open_store
 from storage.rows import read_rows

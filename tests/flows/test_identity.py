@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from configs import Campaign, Runtime
-from configs.load import FOLDER, check, resolve
+from configs.check import check
+from configs.load import FOLDER, resolve
 from flows.rounds import align
 from storage import open_store
 from tasks import Run

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from configs.load import FOLDER, check, resolve
+from configs.check import check
+from configs.load import FOLDER, resolve
 from flows.rounds import align
 from storage import open_store
 from storage.rows import read_rows

@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from benchmarks.reliability.mutate import mutated_bytes, mutated_tree
-from configs.load import ConfigError, check, find, parse
+from configs.check import check
+from configs.load import find
+from configs.parse import ConfigError, parse
 from configs.recipes import Source
 from engine.errors import StageError
 from engine.formats import typed
