@@ -5,7 +5,7 @@ campaign to the JSON lines of RESULTS until that many kills have happened (or --
 another seed goes on. One campaign is one seed and one new store.
 
 deployed: runs of the deployments on a worker; killed are stages, the flow, the worker, or worker and flow at once (a
-host that loses its power). Then the worker is brought back with `up`, and the run continued by `llama2-style/resume` or
+host that loses its power). Then the worker is brought back, and the run continued by `llama2-style/resume` or
 by running again. local: `roundhouse run` against the same server; killed are stages or the whole process.
 """
 
@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.reliability.stages import campaign
+from benchmarks.reliability.kinds import campaign
 from cli import daemon, services
 from cli.site import Site, environment
 from configs import load
@@ -40,7 +40,7 @@ from tasks import Run
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 400.0  # seconds for one run of a campaign of 10 s, on a machine that does other work
 WEIGHTS = {
-    "deployed": {"worker": 6, "stage": 6, "flow": 1, "host": 1},  # a killed flow's device is free again only after 60 s
+    "deployed": {"worker": 4, "stage": 8, "flow": 1, "host": 1},  # a killed flow's device is free again only after 60 s
     "local": {"stage": 4, "flow": 1},
 }
 MOST = 20  # kills of one campaign; then it may end
@@ -64,10 +64,11 @@ class Outcome:
 
 
 class Deployed:
-    """A run of a deployment on the site's worker."""
+    """A run of a deployment on the site's worker. The server is asked twice a second at most: it has work to do."""
 
     def __init__(self, site: Site, store: str, again: bool, draw: random.Random) -> None:
-        self.site = site
+        self.site, self._asked = site, 0.0
+        self._known: Any = None
         name = draw.choice(("resume", "iterative")) if again else "iterative"
         given = {"config": "micro"} | ({} if name == "resume" else {"store": store})
         with services.client(site) as client:
@@ -75,8 +76,11 @@ class Deployed:
             self.id = client.create_flow_run_from_deployment(deployment.id, parameters=given).id
 
     def _run(self) -> Any:
-        with services.client(self.site) as client:
-            return client.read_flow_run(self.id)
+        if self._known is None or time.monotonic() - self._asked > 0.5:
+            with services.client(self.site) as client:
+                self._known = client.read_flow_run(self.id)
+            self._asked = time.monotonic()
+        return self._known
 
     def flow(self) -> psutil.Process | None:
         """Its process, None as long as there is none or when it is gone."""
@@ -172,8 +176,8 @@ def strike(run: Deployed | Local, site: Site, draw: random.Random, outcome: Outc
             worker.kill()
             worker.wait()
         outcome.kills.append((target, round(time.monotonic() - began, 2)))
-    if target in ("worker", "host"):
-        services.up(site, say=lambda line: None)
+    if target in ("worker", "host"):  # only the worker: what the server holds is there still
+        services._start_worker(site, {**os.environ, **environment(site)}, say=lambda line: None)
 
 
 def complete(site: Site, store: str, seed: int, mode: str, most: int) -> Outcome:

@@ -24,8 +24,8 @@ import cli.main
 import engine.ingest  # imported here so that no fork imports it again
 import engine.run
 from benchmarks.reliability.events import in_child
+from benchmarks.reliability.forks import Fork
 from benchmarks.reliability.mutate import cases, mutated_bytes, mutated_tree
-from benchmarks.reliability.stages import Fork
 from configs import load
 from configs.load import find
 from flows.rounds import align

@@ -1,12 +1,15 @@
-"""Every stage of the micro campaign, killed at its file operations and step boundaries, in the parent and in the child.
+"""A stage of every kind, killed with SIGKILL at its step boundaries and file operations, in the parent and in the child.
 
-`python -m benchmarks.reliability.stages FOLDER [--only LABELS] [--sample N] [--seconds S]` adds a line for each kill to
-FOLDER/kills.jsonl and one for each stage to FOLDER/stages.jsonl; what is there already is not done again, so that it can
-be ended at any time and called again. Steps come first, then the other points in a seeded order, one stage after another.
+`python -m benchmarks.reliability.stages FOLDER [--only KINDS] [--steps N] [--others N] [--seconds S]` adds a line for each
+kill to FOLDER/kills.jsonl and one for each stage to FOLDER/stages.jsonl; what is there already is not done again, so that
+it can be ended at any time and called again. The other points come in a seeded order, one stage after another.
 
 A stage's inputs are committed (hard links to a finished campaign's), the rest of the store is empty. One process does
 `tasks.stage.produce`, its child the work, as in a run; both are forks of this one, which has everything imported. What
 is counted: file operations of the parent, of the child, and steps (the child's calls of `Job.progress`).
+
+Save points are counted in steps; with `--overlapped` they are due by time, after every step, and may be stored beside the
+next one. Then the step whose save point was being stored may be repeated as well. (Give it a FOLDER of its own.)
 """
 
 import argparse
@@ -16,63 +19,36 @@ import json
 import os
 import random
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter as Counts
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import storage.lease
 from benchmarks.reliability.events import Counter, in_child, watch
+from benchmarks.reliability.forks import Fork
+from benchmarks.reliability.kinds import CHOSEN, everything
 from configs import load
 from engine import forkserver
 from engine.job import Job
-from flows.rounds import align
 from storage import Store, open_store
 from storage.attempt import altered, read_manifest
 from storage.errors import NotFound
-from tasks import Run, launch
+from storage.gc import sweep
+from storage.lease import current_epoch
+from tasks import launch
 from tasks.launch import StageFailed
 from tasks.stage import Stage, produce
 
-SAVE_STEPS = 2  # steps between save points; the campaign's own 4 leave some stages without any
+COUNTED = {"save_steps": 2}  # steps between save points; the campaign's own 4 leave some stages without any
+OVERLAPPED = {"save_steps": 0, "save_seconds": 1e-9}
+LEASE_TTL = 1.0  # seconds; nobody is frozen here
 FAILED = 3  # exit code of a parent whose child died
 Point = tuple[str, int]
-
-
-class Fork:
-    """A forked process with the interface that `tasks.launch` asks of its warm server."""
-
-    def __init__(self, theirs: socket.socket) -> None:
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.closerange(3, theirs.fileno())
-            os.closerange(theirs.fileno() + 1, 4096)
-            with contextlib.suppress(BaseException):
-                forkserver.serve(theirs)
-            os._exit(0)
-        self._code: int | None = None
-
-    def poll(self) -> int | None:
-        if self._code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self._code = os.waitstatus_to_exitcode(status) if pid else None
-        return self._code
-
-    def wait(self, timeout: float | None = None) -> int:
-        end = time.monotonic() + (timeout or 3600.0)
-        while (code := self.poll()) is None:
-            if time.monotonic() > end:
-                raise subprocess.TimeoutExpired("fork server", timeout or 0.0)
-            time.sleep(0.002)
-        return code
-
-    def kill(self) -> None:
-        os.kill(self.pid, 9)
 
 
 @dataclass(frozen=True)
@@ -83,49 +59,29 @@ class Shape:
     make it repeat.
     """
 
-    label: str
     work: str
     points: dict[str, int]
     steps: int
     saves: int
     longest: int
 
-    def all(self) -> list[Point]:
-        """Every point: the steps first, then the others in an order drawn by the label."""
-        steps = [("step", number + 1) for number in range(self.points.get("step", 0))]
+    def chosen(self, steps: int, others: int) -> list[Point]:
+        """So many steps, the first of all, and so many other points in an order drawn by the kind."""
         rest = [(role, n + 1) for role in ("parent", "child") for n in range(self.points.get(role, 0))]
-        random.Random(self.label).shuffle(rest)
-        return steps + rest
+        random.Random(self.work).shuffle(rest)
+        return [("step", n + 1) for n in range(self.points.get("step", 0))][:steps] + rest[:others]
 
 
 @dataclass
 class Kill:
     """One kill and what came of it."""
 
-    label: str
+    work: str
     role: str
     number: int
     killed: bool = True  # False: the process did not come to this point
     repeated: int = 0
     failures: list[str] = field(default_factory=list)
-
-
-def campaign(folder: Path) -> Run:
-    """The micro campaign, laid out over a store that has all of it; made first if need be, in a fork."""
-
-    def lay_out(mode: str) -> Run:
-        config = load("micro")
-        run = Run(config, open_store(folder), config.runtime, mode=mode)  # type: ignore[arg-type]
-        align(run)
-        return run
-
-    def make() -> None:
-        launch.use(Fork)
-        lay_out("direct")
-        launch.stop_all()
-
-    assert in_child(make) == 0, "the undisturbed campaign failed"
-    return lay_out("plan")
 
 
 def with_inputs(stage: Stage, finished: Store, home: Path) -> Store:
@@ -138,18 +94,32 @@ def with_inputs(stage: Stage, finished: Store, home: Path) -> Store:
     return open_store(home)
 
 
-def attempt(stage: Stage, store: Store, log: Path, counter: Counter) -> int:
-    """Produce the stage in a fork whose events are counted; returns the exit code. Steps and saves are lines of `log`."""
+def attempt(
+    stage: Stage,
+    store: Store,
+    log: Path,
+    counter: Counter,
+    *,
+    saving: Mapping[str, float] = COUNTED,
+    elsewhere: bool = False,
+) -> int:
+    """Produce the stage in a fork whose events are counted; returns the exit code. Steps and saves are lines of `log`.
+
+    saving: when a save point is due, as the runtime says it.
+    elsewhere: as a process of another machine, which cannot see that the holder of a lease has ended and waits its time.
+    """
 
     def work() -> None:
         parent = os.getpid()
+        if elsewhere:
+            storage.lease._place = lambda: "another machine"
         watch(
             store.backend.folder or Path(),
             lambda what, path: counter.happened("parent" if os.getpid() == parent else "child", what, path),
         )
         _watch_steps(log, lambda: counter.happened("step", "step"))
         launch.use(Fork)
-        runtime = load("micro").runtime.model_copy(update={"save_steps": SAVE_STEPS})
+        runtime = load("micro").runtime.model_copy(update={**saving, "lease_ttl": LEASE_TTL})
         try:
             produce(stage, store, runtime)
         except StageFailed:
@@ -195,40 +165,57 @@ def torn(store: Store) -> str | None:
     return None
 
 
-def undisturbed(stage: Stage, finished: Store, home: Path) -> Shape:
+def shape_of(work: str, log: Path, points: dict[str, int]) -> Shape:
+    """The shape that the log of an undisturbed run tells."""
+    stretches = log.read_text().split("save")
+    longest = max(stretch.count("step") for stretch in stretches)
+    return Shape(work, points, points.get("step", 0), len(stretches) - 1, longest)
+
+
+def undisturbed(stage: Stage, finished: Store, home: Path, saving: Mapping[str, float]) -> Shape:
     """Run the stage once, counting."""
     notes, log = home.with_suffix(".events"), home.with_suffix(".steps")
     store = with_inputs(stage, finished, home)
     for path in (notes, log):
         path.touch()
-    assert attempt(stage, store, log, Counter(None, lambda role, what, path: _note(notes, role))) == 0, stage.label
+    counter = Counter(None, lambda role, what, path: _note(notes, role))
+    assert attempt(stage, store, log, counter, saving=saving) == 0, stage.label
     assert not (wrong := problems(stage, store, finished)), wrong
-    points = dict(Counts(notes.read_text().split()))
-    stretches = log.read_text().split("save")
-    longest = max(stretch.count("step") for stretch in stretches)
-    return Shape(stage.label, stage.work, points, points.get("step", 0), len(stretches) - 1, longest)
+    return shape_of(stage.work, log, dict(Counts(notes.read_text().split())))
 
 
 def problems(stage: Stage, store: Store, finished: Store) -> list[str]:
-    """In what the stage's result differs from the finished campaign's, and what it has left behind."""
+    """In what the stage's result differs from the finished campaign's, and what is left behind after a sweep."""
     found = []
     made, wanted = store.manifest(stage.ref), finished.manifest(stage.ref)
     assert wanted is not None
     if made is None or made.root != wanted.root:
-        found.append(f"root {made and made.root}, want {wanted.root}")
-    elif problem := altered(store.backend, made, f"artifacts/{stage.ref.key}/{made.attempt}"):
+        return [f"root {made and made.root}, want {wanted.root}"]
+    if problem := altered(store.backend, made, f"artifacts/{stage.ref.key}/{made.attempt}"):
         found.append(problem)
     if left := [key for key in store.list("savepoints") if key.endswith(".json")]:
         found.append(f"save points are left: {left[0]}")
+    beat = f"beats/{stage.ref.key}/{current_epoch(store.backend, stage.ref.key):06d}.txt"
+    if not store.get(beat).startswith(b"released"):
+        found.append(f"the lease was not given back: {beat}")
+    store.put_alias("kept", stage.ref)
+    sweep(store, dry_run=False, grace=-2.0)
+    assert store.backend.folder is not None
+    left = sorted(path.name for path in (store.backend.folder / "artifacts" / stage.ref.key).iterdir())
+    if left != sorted([made.attempt, "manifest.json"]):
+        found.append(f"left by a sweep: {left}")
+    parts = [path for top in ("artifacts", "savepoints", "trash") for path in (store.backend.folder / top).rglob(".*")]
+    if parts or store.list("trash") or (again := store.manifest(stage.ref)) is None or again.root != made.root:
+        found.append(f"after a sweep: {parts}, {store.list('trash')}, {store.manifest(stage.ref)}")
     return found
 
 
-def kill(stage: Stage, finished: Store, home: Path, point: Point, shape: Shape) -> Kill:
+def kill(stage: Stage, finished: Store, home: Path, point: Point, shape: Shape, saving: Mapping[str, float]) -> Kill:
     """Run the stage, killed at a point; look; run it again; look again."""
-    outcome, log = Kill(stage.label, *point), home.with_suffix(".steps")
+    outcome, log = Kill(stage.work, *point), home.with_suffix(".steps")
     store = with_inputs(stage, finished, home)
     log.touch()
-    code = attempt(stage, store, log, Counter(point))
+    code = attempt(stage, store, log, Counter(point), saving=saving)
     if code == 0:
         outcome.killed = False
         return outcome
@@ -236,20 +223,23 @@ def kill(stage: Stage, finished: Store, home: Path, point: Point, shape: Shape) 
         outcome.failures.append(f"the parent ended with {code}")
     if problem := torn(store):
         outcome.failures.append(problem)
-    if again := attempt(stage, store, log, Counter(None)):
+    if again := attempt(stage, store, log, Counter(None), saving=saving):
         outcome.failures.append(f"the second run ended with {again}")
     outcome.failures += problems(stage, store, finished)
     outcome.repeated = log.read_text().split().count("step") - shape.steps
-    if outcome.repeated > shape.longest:
-        outcome.failures.append(f"{outcome.repeated} steps repeated, at most {shape.longest} may be")
+    most = 2 * shape.longest if saving is OVERLAPPED else shape.longest
+    if outcome.repeated > most:
+        outcome.failures.append(f"{outcome.repeated} steps repeated, at most {most} may be")
     return outcome
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; none if it is not there."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _add(path: Path, line: Shape | Kill) -> None:
+def add(path: Path, line: object) -> None:
+    """Append the fields of a dataclass as a JSON line."""
     with path.open("a") as file:
         file.write(json.dumps(vars(line)) + "\n")
 
@@ -257,35 +247,35 @@ def _add(path: Path, line: Shape | Kill) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", nargs="*", help="labels of stages")
-    parser.add_argument("--sample", type=int, default=10**6, help="only so many points a stage")
+    parser.add_argument("--only", nargs="*", default=sorted(CHOSEN), help="kinds of stages")
+    parser.add_argument("--steps", type=int, default=10**6, help="only so many step boundaries a stage")
+    parser.add_argument("--others", type=int, default=10**6, help="only so many other points a stage")
     parser.add_argument("--seconds", type=float, default=10**6, help="begin no further kill after this time")
+    parser.add_argument("--overlapped", action="store_true", help="save points due by time, stored beside the work")
     options = parser.parse_args()
+    saving = OVERLAPPED if options.overlapped else COUNTED
     began, folder = time.monotonic(), options.folder
     (folder / "finished").mkdir(parents=True, exist_ok=True)
     forkserver.preload()
-    run = campaign(folder / "finished")
-    done = {(line["label"], line["role"], line["number"]) for line in _lines(folder / "kills.jsonl")}
-    shapes = {line["label"]: Shape(**line) for line in _lines(folder / "stages.jsonl")}
+    finished, stages = everything(folder / "finished")
+    done = {(line["work"], line["role"], line["number"]) for line in lines(folder / "kills.jsonl")}
+    shapes = {line["work"]: Shape(**line) for line in lines(folder / "stages.jsonl")}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        for label in options.only or run.artifacts:
-            if label not in shapes:
-                shapes[label] = undisturbed(run.artifacts[label].stage, run.store, Path(scratch) / label)
-                _add(folder / "stages.jsonl", shapes[label])
+        for work in options.only:
+            if work not in shapes:
+                shapes[work] = undisturbed(stages[work], finished, Path(scratch) / work, saving)
+                add(folder / "stages.jsonl", shapes[work])
         chosen = [
-            [(label, *point) for point in shapes[label].all()[: options.sample]]
-            for label in options.only or run.artifacts
+            [(work, *point) for point in shapes[work].chosen(options.steps, options.others)] for work in options.only
         ]
-        queue = [entry for turn in itertools.zip_longest(*chosen) for entry in turn if entry is not None]
-        for label, role, number in queue:
-            if (label, role, number) in done or time.monotonic() - began > options.seconds:
+        for work, role, number in (one for turn in itertools.zip_longest(*chosen) for one in turn if one is not None):
+            if (work, role, number) in done or time.monotonic() - began > options.seconds:
                 continue
             home = Path(scratch) / "kill"
-            outcome = kill(run.artifacts[label].stage, run.store, home, (role, number), shapes[label])
-            _add(folder / "kills.jsonl", outcome)
+            add(folder / "kills.jsonl", kill(stages[work], finished, home, (role, number), shapes[work], saving))
             shutil.rmtree(home)
             home.with_suffix(".steps").unlink()
-    return 1 if any(line["failures"] for line in _lines(folder / "kills.jsonl")) else 0
+    return 1 if any(line["failures"] for line in lines(folder / "kills.jsonl")) else 0
 
 
 if __name__ == "__main__":

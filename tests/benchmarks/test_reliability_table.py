@@ -1,4 +1,4 @@
-"""benchmarks.reliability: the table counts what was kept, and what was never run fails."""
+"""benchmarks.reliability: the table counts what was kept, and what was run too little or never fails."""
 
 import json
 from pathlib import Path
@@ -6,18 +6,32 @@ from pathlib import Path
 from benchmarks.reliability.__main__ import GOALS, table
 
 
-def _fill(folder: Path, failures: list[str], same: bool) -> None:
+def _fill(folder: Path, failures: list[str], same: bool, few: int = 0) -> None:
     (folder / "stages").mkdir()
-    shape = {"label": "v0", "work": "train", "points": {"child": 9, "step": 2}, "steps": 2, "saves": 1, "longest": 1}
-    (folder / "stages" / "stages.jsonl").write_text(json.dumps(shape) + "\n")
-    kill = {"label": "v0", "role": "child", "number": 3, "killed": True, "repeated": 1, "failures": failures}
-    missed = {**kill, "number": 4, "killed": False}
-    (folder / "stages" / "kills.jsonl").write_text(json.dumps(kill) + "\n" + json.dumps(missed) + "\n")
-    campaign = {"kills": [["worker", 1.0], ["stage", 2.0]], "same": same, "problem": ""}
+    works = [name.removeprefix("stage killed: ") for name in GOALS if name.startswith("stage killed")]
+    lines: dict[str, list[object]] = {"stages": [], "kills": [], "states": []}
+    for work in works:
+        wrong, points = (failures if work == "train" else []), {"child": 9, "step": 2}
+        lines["stages"].append({"work": work, "points": points, "steps": 2, "saves": 1, "longest": 1})
+        kill = {"work": work, "role": "child", "number": 3, "killed": True, "repeated": 1, "failures": wrong}
+        lines["kills"] += [kill, {**kill, "number": 4, "killed": False}]
+        state = {
+            "work": work,
+            "points": points,
+            "tried": 5,
+            "elsewhere": 2,
+            "repeated": 0,
+            "allowed": 1,
+            "failures": [],
+        }
+        lines["states"].append(state)
+    for name, made in lines.items():
+        (folder / "stages" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
+    campaign = {"kills": [["worker", 1.0], ["stage", 2.0]] * 50, "same": same, "problem": ""}
     for mode in ("deployed", "local"):
         (folder / f"{mode}.jsonl").write_text(json.dumps(campaign) + "\n")
-    others = [name for name in GOALS if not name.startswith(("stage killed", "campaign: killed"))]
-    tallies = [json.dumps({"check": name, "tried": 5, "note": ""}) for name in others]
+    others = {name: least for name, (least, _) in GOALS.items() if not name.startswith(("stage", "campaign"))}
+    tallies = [json.dumps({"check": name, "tried": least - few, "note": ""}) for name, least in others.items()]
     (folder / "test_x.tally").write_text("\n".join(tallies) + "\n")
     counts = {"tests": 3, "failures": 0, "errors": 0, "skipped": 1, "seconds": 60.0}
     (folder / "test_x.json").write_text(json.dumps(counts))
@@ -27,8 +41,9 @@ def test_what_ended_well_is_counted(tmp_path: Path) -> None:
     _fill(tmp_path, [], True)
     text, good = table(tmp_path)
     assert good
-    assert "| stage killed at: train | 1 | 0 | 1 of 9 child, 0 of 2 step; at most 1 steps repeated, 1 allowed |" in text
-    assert "1 stage, 1 worker; 1 campaigns, 1 with the undisturbed root" in text
+    states, kills = "5 distinct states of 11 points (9 child, 2 step)", "1 real kills (1 of 9 child, 0 of 2 step)"
+    assert f"| stage killed: train | 6 | 0 | {states}; {kills}; at most 1 steps may be repeated, 1 were |" in text
+    assert "50 stage, 50 worker; 1 campaigns, 1 with the undisturbed root" in text
     assert "3 tests in 1 minutes: 0 failed, 1 skipped" in text
 
 
@@ -36,9 +51,16 @@ def test_a_failure_anywhere_is_told(tmp_path: Path) -> None:
     _fill(tmp_path, ["another root"], False)
     text, good = table(tmp_path)
     assert not good
-    assert "| stage killed at: train | 1 | 1 |" in text and "1 campaigns, 0 with" in text
+    assert "| stage killed: train | 6 | 1 |" in text and "1 campaigns, 0 with" in text
 
 
-def test_what_was_never_run_or_tried_nothing_fails(tmp_path: Path) -> None:
+def test_too_few_cases_fail(tmp_path: Path) -> None:
+    _fill(tmp_path, [], True, few=1)
     text, good = table(tmp_path)
-    assert not good and text.count("| 0 | not run |") == len(GOALS)
+    assert not good and "| malformed configs | 9999 (want 10000) | 0 |" in text
+
+
+def test_what_was_never_run_fails(tmp_path: Path) -> None:
+    text, good = table(tmp_path)
+    never = [name for name in GOALS if not name.startswith("campaign")]
+    assert not good and text.count("| 0 | not run |") == len(never) and text.count("(want 100)") == 2
