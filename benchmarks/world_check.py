@@ -25,7 +25,7 @@ import torch
 
 import world
 from benchmarks.bag_of_words import accuracy
-from configs import load
+from configs import Campaign, load
 from configs.load import find
 from configs.parse import parse
 from engine.formats import is_held_out
@@ -34,6 +34,7 @@ from engine.models import load_policy
 from engine.statistics import Estimate, paired
 from engine.template import load_chat
 from flows.rounds import align
+from storage import Store
 from tasks import Run, Stopped, connect
 
 CONFIG = "world"
@@ -84,12 +85,12 @@ def check(*, quick: bool = False, store: str | None = None, seed: int | None = N
     yield from v0_claims(start)
     if quick:
         return
-    arms = {"all": lambda raw: None, "previous": _previous_only, "weak": _weak_reward}
+    arms = {"all": lambda raw: None, "previous": previous_only, "weak": _weak_reward}
     with ThreadPoolExecutor(start.runtime.slots) as pool:
         everything, previous, weak = (pool.submit(_run, name, store, seed, change) for name, change in arms.items())
         everything, previous = everything.result(), previous.result()
-        prompts = list(_held_out(everything))
-        versions = ((everything, "v0"), (previous, _accepted(previous)), (everything, _accepted(everything)))
+        prompts = list(rhymes(everything))
+        versions = ((everything, "v0"), (previous, last_accepted(previous)), (everything, last_accepted(everything)))
         skill = ([gold for (gold,) in golds(*version, prompts)] for version in versions)
         yield minority_claim(*skill, *(_others(run) for run in (previous, everything)))
         run = weak.result()
@@ -191,21 +192,21 @@ def golds(run: Run, version: str, prompts: Sequence[list[dict[str, str]]], k: in
     return answers
 
 
-def _held_out(run: Run) -> Iterator[list[dict[str, str]]]:
+def rhymes(run: Run) -> Iterator[list[dict[str, str]]]:
     """Prompts of the minority skill that no stage has seen: those the campaign's own split would hold out."""
     asked = (world.chats.compose(MINORITY, random.Random(number)) for number in count())
     unseen = (messages for messages in asked if is_held_out({"messages": messages}, run.campaign.data.held_out))
     return islice(unseen, RHYMES)
 
 
-def _accepted(run: Run) -> str:
+def last_accepted(run: Run) -> str:
     """The version that the campaign would go on from."""
     return ["v0", *(version for version, gate in run.verdicts.items() if (gate.summary() or {}).get("accepted"))][-1]
 
 
 def _others(run: Run) -> float:
     """Mean gold of that version on the held-out prompts of all other skills."""
-    rows = _table(run, f"{_accepted(run)}-evaluate", "responses")
+    rows = _table(run, f"{last_accepted(run)}-evaluate", "responses")
     return mean(row["gold"] for row in rows if row["category"] != MINORITY)
 
 
@@ -213,17 +214,19 @@ def _points(change: Estimate) -> str:
     return f"{100 * change.mean:+.0f} [{100 * change.low:+.0f}, {100 * change.high:+.0f}] points"
 
 
+def laid_out(store: Store, seed: int | None, change: Callable[[dict[str, Any]], None]) -> Run:
+    """The campaign with `change` made to it, as far as it can be told without running it."""
+    campaign = _campaign(seed, change)
+    run = Run(campaign, store, campaign.runtime, mode="plan")
+    align(run)
+    return run
+
+
 def _run(
     name: str, store: str | None, seed: int | None, change: Callable[[dict[str, Any]], None], until: str | None = None
 ) -> Run:
-    """The campaign of configs/world.yaml with `change` made to it, run to `until` or its end without Prefect."""
-    raw = parse(find(CONFIG).read_bytes(), CONFIG)
-    change(raw)
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        json.dump(raw, file)  # JSON is YAML
-        file.flush()
-        campaign = load(file.name, seed=seed)
-
+    """The campaign with `change` made to it, run to `until` or its end without Prefect."""
+    campaign = _campaign(seed, change)
     told: set[str] = set()
 
     def tell(label: str, event: Mapping[str, Any]) -> None:
@@ -237,7 +240,17 @@ def _run(
     return run
 
 
-def _previous_only(raw: dict[str, Any]) -> None:
+def _campaign(seed: int | None, change: Callable[[dict[str, Any]], None]) -> Campaign:
+    """configs/world.yaml with `change` made to it."""
+    raw = parse(find(CONFIG).read_bytes(), CONFIG)
+    change(raw)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump(raw, file)  # JSON is YAML
+        file.flush()
+        return load(file.name, seed=seed)
+
+
+def previous_only(raw: dict[str, Any]) -> None:
     raw["name"] += "-previous"
     raw["select"] |= {"rounds": "previous"}
 

@@ -2,27 +2,31 @@
 
     python -m benchmarks.claims                          # all; goes on where it stopped
     python -m benchmarks.claims --only margin,max_of_k   # some
-    python -m benchmarks.claims --table                  # what is known so far; computes nothing new
+    python -m benchmarks.claims --seeds 1 2 3            # the effect is the mean over seeds, of those that have been made
+    python -m benchmarks.claims --table                  # what is known so far; trains nothing
     python -m benchmarks.claims --slots 2 --store URL
 
-Stages lie in the store and are shared with `roundhouse run bake-off`; a finished claim is remembered by what it measured.
+Stages lie in the store and are shared with `roundhouse run bake-off`.
 """
 
 import argparse
 import importlib
 import pkgutil
 import sys
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
+import torch
+
 import benchmarks.claims
-from benchmarks.claims.lab import Effect, Lab
+from benchmarks.claims.lab import Effect, Lab, pooled
 from benchmarks.claims.work import make
 from configs import Runtime
-from tasks import connect
+from tasks import Artifact, connect
 from tasks.launch import stop_all
 
-HELPERS = {"lab", "work", "__main__"}
-HEAD = ("claim", "effect (95 % interval)", "would matter", "power", "n", "verdict", "numbers")
+HELPERS = {"lab", "work", "judges", "__main__"}
+HEAD = ("claim", "effect (95 % interval)", "would matter", "power", "n", "seeds", "verdict", "numbers")
 
 
 def claims() -> list[str]:
@@ -30,15 +34,35 @@ def claims() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(benchmarks.claims.__path__) if m.name not in HELPERS)
 
 
-def row(claim: ModuleType, effect: Effect | None) -> str:
-    """One line of the table; a claim whose stages are not there is a line of dashes."""
+def lines(claim: ModuleType, found: Sequence[Mapping[str, Effect]]) -> list[str]:
+    """The claim's part of the table: a line for each of its effects, or one of dashes where its stages are not there.
+
+    found: its effects by part, one mapping a seed.
+    """
     text = f"{claim.TEXT} ({claim.SOURCE})"
-    if effect is None:
-        return f"| {text} | - | {claim.MATTERS:g} {claim.UNIT} | - | - | not run | - |"
-    shown = f"{effect.value:+.3f} ({effect.low:+.3f} to {effect.high:+.3f}) {claim.UNIT}"
-    power = f"{100 * effect.power(claim.MATTERS):.0f} %"
-    verdict = effect.verdict(claim.MATTERS)
-    return f"| {text} | {shown} | {claim.MATTERS:g} | {power} | {effect.count} | {verdict} | {effect.note} |"
+    if not found:
+        return [f"| {text} | - | {claim.MATTERS:g} {claim.UNIT} | - | - | - | not run | - |"]
+    rows = []
+    for part in found[0]:
+        effect = pooled([one[part] for one in found])
+        shown = f"{effect.value:+.3f} ({effect.low:+.3f} to {effect.high:+.3f}) {claim.UNIT}"
+        power, verdict = f"{100 * effect.power(claim.MATTERS):.0f} %", effect.verdict(claim.MATTERS)
+        name = f"{text}: {part}" if part else text
+        rows.append(
+            f"| {name} | {shown} | {claim.MATTERS:g} | {power} | {effect.count} | {len(found)} | {verdict} | {effect.note} |"
+        )
+    return rows
+
+
+def missing(claim: ModuleType, lab: Lab) -> list[Artifact]:
+    """What it needs and the store lacks. A claim may say more when some of it is there: gates choose what follows."""
+    return [artifact for artifact in claim.stages(lab) if lab.run.store.manifest(artifact.ref) is None]
+
+
+def effects(claim: ModuleType, labs: Sequence[Lab]) -> list[Mapping[str, Effect]]:
+    """The claim's effects by part, of every seed whose stages are there."""
+    measured = [claim.measure(lab) for lab in labs if not missing(claim, lab)]
+    return [{"": found} if isinstance(found, Effect) else found for found in measured]
 
 
 def main() -> int:
@@ -46,30 +70,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="claims, by comma")
     parser.add_argument("--config", default="bake-off")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--store", default=None)
     parser.add_argument("--slots", type=int, default=2, help="stages side by side")
-    parser.add_argument("--table", action="store_true", help="compute nothing")
+    parser.add_argument("--table", action="store_true", help="train nothing")
     given = parser.parse_args()
     wanted = [name for name in given.only.split(",") if name] or claims()
     if unknown := set(wanted) - set(claims()):
         parser.error(f"no claim {', '.join(sorted(unknown))}; there are {', '.join(claims())}")
-    lab = Lab(connect(given.store, Runtime()), given.config, given.seed)
-    modules = {name: importlib.import_module(f"benchmarks.claims.{name}") for name in wanted}
-    needs = {name: list(module.stages(lab)) for name, module in modules.items()}
-    lines = [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
+    torch.set_num_threads(1)
+    store = connect(given.store, Runtime())
+    labs = [Lab(store, given.config, seed) for seed in given.seeds]
+    say = lambda line: print(f"  {line}", file=sys.stderr, flush=True)
+    table = [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
     try:
-        for name, module in modules.items():
-            if not given.table:
-                make(
-                    lab.run, needs[name], given.slots, say=lambda line: print(f"  {line}", file=sys.stderr, flush=True)
-                )
-            there = all(lab.run.store.manifest(artifact.ref) is not None for artifact in needs[name])
-            lines.append(row(module, module.measure(lab) if there else None))
-            print(lines[-1], flush=True)
+        for name in wanted:
+            module = importlib.import_module(f"benchmarks.claims.{name}")
+            for lab in labs:
+                while not given.table and (todo := missing(module, lab)):
+                    make(lab.run, todo, given.slots, say=say)
+            table += (rows := lines(module, effects(module, labs)))
+            print("\n".join(rows), flush=True)
     finally:
         stop_all()
-    print("\n" + "\n".join(lines))
+    print("\n" + "\n".join(table))
     return 0
 
 

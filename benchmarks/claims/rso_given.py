@@ -8,8 +8,11 @@ MATTERS, UNIT = 0.02, "gold"
 
 
 def stages(lab: Lab) -> list:
-    return [lab.evaluation("rso"), lab.evaluation("dpo-given")]
+    return [lab.evaluation("rso"), lab.evaluation("dpo-given"), lab.dpo_on_others_pairs]
 
 
-def measure(lab: Lab) -> Effect:
-    return lab.better("rso", "dpo-given")
+def measure(lab: Lab) -> dict[str, Effect]:
+    return {
+        "given pairs of the same policy": lab.better("rso", "dpo-given"),
+        "given pairs of another model": lab.better("rso", "dpo-others"),
+    }
