@@ -5,7 +5,7 @@ import math
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,10 +17,12 @@ from engine.drawing import share_of
 from engine.errors import StageError
 from engine.job import Job
 from engine.piecewise import combine
+from engine.scale import Scale
 from engine.tables import NUMBER, TEXT, TRUTH, WHOLE, read_table, scatter, write_table
 from storage.rows import count_rows, parts, read_rows, write_rows
 
 Row = dict[str, Any]
+Choice = Callable[[Sequence[Row], random.Random], list[Row]]  # one prompt's candidates -> training rows
 BUCKET_ROWS = 16384  # candidates held in memory at once: prompts are dealt into buckets of about this size
 AUDIT = {
     "prompt_id": TEXT, "k": WHOLE, "source": TEXT, "policy": TEXT, "temperature": NUMBER, "category": TEXT, "is_safety": TRUTH,
@@ -51,10 +53,7 @@ def run(job: Job) -> dict[str, Any]:
     if not hasattr(method, "select"):
         raise StageError(f"method {recipe.method} has no select; choose one that makes rows from scored responses")
     wanted = {f"round-{newest}"} if recipe.rounds == "previous" else None
-    config = method.Config(**recipe.config)
-    if hasattr(method, "fit"):
-        scores = combine(*_columns(_candidates(files, wanted)), recipe.threshold)[1]
-        config = method.fit(scores, config)
+    config, choose = _chooser(method, recipe, files, wanted)
     tally = Tally()
     with tempfile.TemporaryDirectory() as scratch:
         buckets = [Path(scratch) / f"{i:05d}.parquet" for i in range(math.ceil(pool / BUCKET_ROWS))]
@@ -62,7 +61,7 @@ def run(job: Job) -> dict[str, Any]:
         scatter(_candidates(files, wanted), part_of, buckets, "Scored")
         audit = Path(scratch) / "audit"
         audit.mkdir()
-        chosen = _choose(job, recipe, method, config, buckets, audit, tally)
+        chosen = _choose(job, recipe, choose, buckets, audit, tally)
         first = next(chosen, None)
         if first is None:
             raise StageError(f"method {recipe.method} selected nothing from {pool} responses: {dict(tally.counts)}")
@@ -101,6 +100,24 @@ def _candidates(files: Iterable[Path], wanted: set[str] | None) -> Iterator[Row]
                 yield row
 
 
+def _chooser(method: Any, recipe: Select, files: Sequence[Path], wanted: set[str] | None) -> tuple[Any, Choice]:
+    """The method's config and its choice among one prompt's candidates.
+
+    A method with `fit` compares responses of different prompts: it is fitted to the pool's scores, and chooses by them, in
+    the unit of `Scale`; the audit keeps the raw ones.
+    """
+    config = method.Config(**recipe.config)
+    if not hasattr(method, "fit"):
+        return config, lambda candidates, rng: list(method.select([dict(c) for c in candidates], config, rng))
+    pool = [{c: row[c] for c in ("helpfulness", "safety", "is_safety")} for row in _candidates(files, wanted)]
+    scored = ranked(pool, recipe.threshold)
+    scale = Scale(scored)
+    config = method.fit([scale(row) for row in scored], config)
+    return config, lambda candidates, rng: list(
+        method.select([{**c, "score": scale(c)} for c in candidates], config, rng)
+    )
+
+
 def _columns(rows: Iterable[Row]) -> tuple[list[float], list[float | None], list[bool]]:
     """Helpfulness, safety and tag of every row."""
     found: tuple[list[float], list[float | None], list[bool]] = ([], [], [])
@@ -111,7 +128,7 @@ def _columns(rows: Iterable[Row]) -> tuple[list[float], list[float | None], list
 
 
 def _choose(
-    job: Job, recipe: Select, method: Any, config: Any, buckets: Sequence[Path], audit: Path, tally: Tally
+    job: Job, recipe: Select, choose: Choice, buckets: Sequence[Path], audit: Path, tally: Tally
 ) -> Iterator[Row]:
     """The training rows, prompt by prompt; what became of every candidate goes to `audit`."""
     for number, bucket in enumerate(buckets):
@@ -122,7 +139,7 @@ def _choose(
         for prompt, rows in prompts.items():
             candidates = ranked(rows, recipe.threshold)
             rng = random.Random(f"{recipe.seed}:select:{prompt}")
-            taken = method.select([dict(c) for c in candidates], config, rng)
+            taken = choose(candidates, rng)
             _mark(candidates, taken)
             _count(tally, candidates)
             seen.extend({column: candidate[column] for column in AUDIT} for candidate in candidates)

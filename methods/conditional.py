@@ -11,12 +11,15 @@ from torch import Tensor
 
 from methods import sft
 from methods.batch import Batch, Forwards, Metrics
-from methods.candidates import Candidate, Row, check_truncated, eligible, moments
+from methods.candidates import Candidate, Row, check_truncated, eligible, moments, quantile
 
 loop = "offline"
 unit = "token"
 columns = ("messages",)
 forwards = ("policy_logp",)
+
+
+OFTEN = 0.05  # of the pool: what is asked for was seen that often, else nothing was learned about it; ours
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,10 @@ class Config:
 
     prefix: str = " <rm_score>: "  # OpenRLHF
     decimals: int = 2  # OpenRLHF; fewer give a small model less to learn
-    goal: float = 2.0  # z-score asked for in sampling, not above the best that was seen; ours
+    goal: float = 2.0  # z-score asked for in sampling, not above `best`; ours
     score_mean: float = 0.0  # set by `fit`
     score_std: float = 1.0  # set by `fit`; unbiased, fp64
-    best: float = 100.0  # highest z-score of the pool; set by `fit`
+    best: float = 100.0  # z-score that OFTEN of the pool reach; set by `fit`
     truncated: Literal["exclude", "penalise", "keep"] = "exclude"  # ours
     penalty: float = 1.0  # off the score of a truncated response, with truncated = penalise; ours
 
@@ -43,7 +46,7 @@ class Config:
 def fit(scores: list[float], config: Config) -> Config:
     """Set mean, deviation and best z-score from the whole pool."""
     mean, std = moments(scores)
-    return replace(config, score_mean=mean, score_std=std, best=(max(scores) - mean) / std)
+    return replace(config, score_mean=mean, score_std=std, best=(quantile(scores, 1 - OFTEN) - mean) / std)
 
 
 def write(z: float, config: Config) -> str:

@@ -23,7 +23,7 @@ forwards = ("policy_logp",)
 class Config:
     """What is good enough. A prompt may give many rows or none: hard prompts starve, which `rejection` avoids."""
 
-    threshold: float = 0.0  # raw score; `fit` replaces it where quantile > 0
+    threshold: float = 0.0  # score as `select` is given it; `fit` replaces it where quantile > 0
     quantile: float = 0.75  # of all candidates' scores; 0 = the threshold as given; ours
     truncated: Literal["exclude", "penalise", "keep"] = "exclude"  # ours
     penalty: float = 1.0  # off the score of a truncated response, with truncated = penalise; ours

@@ -31,7 +31,7 @@ class Config:
     wanted: tuple[int, ...] = ()  # levels asked for in sampling, in the same order; empty = the highest of each
     low: int = 0  # NeMo-Aligner
     high: int = 4  # NeMo-Aligner
-    scale: Literal["levels", "logits"] = "levels"  # logits: raw reward scores, put on the range by a sigmoid; ours
+    scale: Literal["levels", "ranks"] = "levels"  # ranks: `select` reads scores, see there; ours
     prefix: str = "\n<extra_id_2>"  # NeMo-Aligner
     truncated: Literal["exclude", "penalise", "keep"] = "exclude"  # ours
     penalty: float = 1.0  # off the score of a truncated response, with truncated = penalise; ours
@@ -45,15 +45,13 @@ class Config:
             raise ValueError(f"steerlm: {len(self.wanted)} wanted levels for {len(self.attributes)} attributes")
         if any(not self.low <= level <= self.high for level in self.wanted):
             raise ValueError(f"steerlm: wanted {self.wanted}: want levels in {self.low} .. {self.high}")
-        if self.scale not in ("levels", "logits"):
-            raise ValueError(f"steerlm: scale {self.scale!r}: want levels or logits")
+        if self.scale not in ("levels", "ranks"):
+            raise ValueError(f"steerlm: scale {self.scale!r}: want levels or ranks")
         check_truncated("steerlm", self.truncated, self.penalty)
 
 
 def level(value: float, config: Config) -> int:
     """A predicted attribute as an integer of the range: rounded half up, clipped."""
-    if config.scale == "logits":
-        value = config.low + (config.high - config.low) / (1 + math.exp(-max(min(value, 50.0), -50.0)))
     return min(max(math.floor(value + 0.5), config.low), config.high)
 
 
@@ -99,14 +97,18 @@ def target(config: Config) -> str:
 def select(candidates: list[Candidate], config: Config, rng: random.Random) -> list[Row]:
     """Every response with its attributes: rows {response, condition}.
 
-    The attributes are the candidate's `attributes`, or its columns of the same names (helpfulness, safety).
+    The attributes are the candidate's `attributes`, or its columns of the same names (helpfulness, safety). Where these are
+    scores of a Bradley-Terry model, they mean nothing but which of one prompt's responses is better: with scale = ranks the
+    share of the prompt's other candidates that a response beats is stretched over the range.
 
     Raises:
         ValueError: a candidate with none of the attributes.
     """
     rows = []
-    for candidate in eligible(candidates, config.truncated, config.penalty):
-        text = condition(candidate, config) or label(candidate, config)
+    usable = eligible(candidates, config.truncated, config.penalty)
+    for candidate in usable:
+        values = _ranks(candidate, usable, config) if config.scale == "ranks" else candidate
+        text = condition(candidate, config) or label(values, config)
         if not text:
             raise ValueError(
                 f"steerlm: a candidate has none of {', '.join(config.attributes)}: label the samples first"
@@ -118,6 +120,20 @@ def select(candidates: list[Candidate], config: Config, rng: random.Random) -> l
 def loss(forwards: Forwards, batch: Batch, config: Config) -> tuple[Tensor, Metrics]:
     """`sft.loss` under labelled prompts: policy_logp [B, R] -> nats a token."""
     return sft.loss(forwards, batch, sft.Config())
+
+
+def _ranks(candidate: Candidate, candidates: Sequence[Candidate], config: Config) -> dict[str, float | None]:
+    """The candidate's known scores on the range: `high` where it beats all others, the middle where there are none."""
+    found: dict[str, float | None] = {}
+    for name in config.attributes:
+        mine, others = (
+            candidate.get(name),
+            [c[name] for c in candidates if c is not candidate and c.get(name) is not None],
+        )
+        if mine is not None:
+            beaten = sum(0.5 if mine == other else float(mine > other) for other in others)
+            found[name] = config.low + (config.high - config.low) * (beaten / len(others) if others else 0.5)
+    return found
 
 
 def _named(values: Sequence[float | None], config: Config) -> dict[str, float | None]:

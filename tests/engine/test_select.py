@@ -160,6 +160,23 @@ def test_a_condition_ends_the_last_user_turn_and_the_wanted_one_is_kept(make_job
     assert wanted == {"text": " <rm_score>: 1.00"}  # the goal of 2 is above the best that was seen
 
 
+def test_responses_of_different_prompts_are_compared_in_the_unit_of_the_model_that_judged_them(
+    make_job: Any, tmp_path: Path
+) -> None:
+    """Helpfulness -8 .. -5, safety 2 .. 5: raw, the upper half of the pool would be the safety prompt's alone."""
+    rows = [scored("p", k, k - 8.0, 9.0) for k in range(4)]
+    rows += [scored("q", k, 50.0, k + 2.0, is_safety=True) for k in range(4)]
+    _, found, audit = selected(make_job, tmp_path, rows, method="filtered", config={"quantile": 0.5})
+    assert sorted(row["messages"][-1]["content"] for row in found) == [
+        f"{prompt} answer {k}" for prompt in "pq" for k in (1, 2, 3)
+    ]  # z is -1.16, -0.39, 0.39, 1.16 in both; half of the eight do not exceed -0.39
+    assert sorted(a["score"] for a in audit) == [-8.0, -7.0, -6.0, -5.0, 2.0, 3.0, 4.0, 5.0]
+    _, found, _ = selected(make_job, tmp_path, rows, method="conditional", config={"decimals": 0, "prefix": "|"})
+    asked = json.loads((tmp_path / "out" / "condition.json").read_text())["text"]
+    said = {row["messages"][0]["content"] for row in found}
+    assert {f"p{asked}", f"q{asked}"} <= said, "what is asked for was seen on both kinds of prompts"
+
+
 def test_nothing_to_select_is_an_error(make_job: Any, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="selected nothing from 1 responses"):
         selected(make_job, tmp_path, [scored("p", 0, 1.0, 0.0, finish="length")])

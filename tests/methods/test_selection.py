@@ -162,6 +162,8 @@ def test_conditional_writes_scores_into_the_prompt() -> None:
     assert [row["condition"] for row in rows] == [" <rm_score>: -1.00", " <rm_score>: 0.00", " <rm_score>: 1.50"]
     assert texts(rows) == ["t0", "t1", "t2"]
     assert conditional.target(fitted) == " <rm_score>: 1.00"  # never more than was seen
+    rare = conditional.fit([0.0] * 39 + [40.0], conditional.Config())
+    assert conditional.target(rare) == " <rm_score>: -0.16"  # nor what one in forty reached: mean 1, deviation sqrt(40)
     assert conditional.target(conditional.Config(goal=1.5)) == " <rm_score>: 1.50"
     coarse = conditional.Config(decimals=0, prefix="|")
     assert [conditional.write(z, coarse) for z in (-0.4, 0.4, -1.2, 2.6)] == ["|0", "|0", "|-1", "|3"]
@@ -175,10 +177,18 @@ def test_steerlm_labels() -> None:
     assert steerlm.label(known, config) == "\n<extra_id_2>helpfulness:3,verbosity:2"  # omitted, not zero; order fixed
     assert steerlm.label({"humor": 1.0}, config) == ""
     assert [steerlm.level(x, config) for x in (-1.0, 0.49, 0.5, 2.5, 3.5, 9.0)] == [0, 0, 1, 3, 4, 4]
-    logits = steerlm.Config(scale="logits")
-    assert [steerlm.level(x, logits) for x in (-900.0, -1.0, 0.0, 1.2, 900.0)] == [0, 1, 2, 3, 4]
-    shifted = steerlm.Config(scale="logits", low=2, high=4)
-    assert [steerlm.level(x, shifted) for x in (-900.0, 0.0, 900.0)] == [2, 3, 4]
+
+
+def test_steerlm_ranks_span_the_range_of_every_prompt_whatever_the_origin_of_the_scores() -> None:
+    config = steerlm.Config(attributes=("a", "b"), scale="ranks", prefix="")
+    scores = ((-9.0, 1.0), (-8.5, 1.0), (-8.0, 0.0))  # a: 0, 1/2 and 1 of the others beaten; b: 3/4, 3/4 and 0
+    given = [{**c, "a": a, "b": b} for c, (a, b) in zip(candidates(0.0, 1.0, 2.0), scores)]
+    rows = steerlm.select(given, config, random.Random(0))
+    assert [row["condition"] for row in rows] == ["a:0,b:3", "a:2,b:3", "a:4,b:0"]
+    shifted = steerlm.Config(attributes=("a",), scale="ranks", prefix="", low=2, high=4)
+    assert [row["condition"] for row in steerlm.select(given, shifted, random.Random(0))] == ["a:2", "a:3", "a:4"]
+    (alone,) = steerlm.select(given[:1], shifted, random.Random(0))
+    assert alone["condition"] == "a:3"  # nothing to compare with: the middle
 
 
 def test_steerlm_target_asks_for_the_same_attributes_always() -> None:
@@ -198,7 +208,7 @@ def test_steerlm_condition_of_a_row() -> None:
 
 
 def test_steerlm_select_labels_samples() -> None:
-    config = steerlm.Config(attributes=("helpfulness", "safety"), scale="logits")
+    config = steerlm.Config(attributes=("helpfulness", "safety"))
     given = candidates(1.0, 2.0, helpfulness=9.0, safety=-9.0)
     given[1]["finish"] = "length"
     rows = steerlm.select(given, config, random.Random(0))
