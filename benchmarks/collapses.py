@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import io
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,6 +24,7 @@ from engine.job import Job
 from engine.models import reward_from_policy, save_model
 from engine.rollouts import Judge
 from engine.template import load_chat
+from engine.tripwires import start_of, violations
 
 DELAY = 20  # iterations: the stated bound
 LIMITS = Limits(prompt_tokens=64, response_tokens=48)
@@ -33,7 +35,7 @@ Score = Callable[[Sequence[int]], float]
 COLLAPSES: dict[str, tuple[Score, set[str]]] = {  # what is rewarded, and the rules that name what comes of it
     "repeater": (lambda ids: sum(a == b for a, b in pairwise(ids)), {"repetition", "loops"}),
     "mute": (lambda ids: -len(ids), {"mute", "short"}),
-    "length exploit": (len, {"runaway", "long"}),
+    "length exploit": (len, {"runaway", "long", "endless"}),
     "reward exploit": (lambda ids: sum(t == RARE for t in ids), {"reward"}),
 }
 
@@ -170,17 +172,23 @@ def main() -> None:
         with contextlib.redirect_stdout(io.StringIO()):  # the stages' event lines
             who = cast(root)
             table = delays(who, root, options.seeds)
-            cried, rose = 0, 0
+            cried, rose, rows, alone = 0, 0, 0, Counter[str]()
             for seed in range(options.healthy):
-                summary = online.run(who.job(healthy(seed), root / f"healthy-{seed}"), paid_for(mild))
+                job = who.job(healthy(seed), root / f"healthy-{seed}")
+                summary = online.run(job, paid_for(mild))
                 cried += bool(summary["alarms"])
                 rose += summary["score"] > summary["score_first"]
+                rows += len(job.rows)
+                start = start_of(job.rows)
+                alone.update(alarm.rule for row in job.rows for alarm in violations(row, start, Tripwires()))
     print("| collapse | rules that name it | iterations to the alarm, by seed |\n|---|---|---|")
     for name, rules, cells in table:
         print(f"| {name} | {rules} | {'; '.join(cells)} |")
     if options.healthy:
         bound = "" if cried else f"; at 95 % at most {100 * false_alarm_bound(options.healthy):.1f} % of runs"
         print(f"\n{options.healthy} healthy runs ({rose} raised their score): {cried} with an alarm{bound}.")
+        broke = ", ".join(f"{rule} in {count}" for rule, count in sorted(alone.items())) or "none"
+        print(f"Of their {rows} iterations these broke a rule alone, without the next one: {broke}.")
 
 
 if __name__ == "__main__":

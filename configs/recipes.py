@@ -297,12 +297,15 @@ class Tripwires(Strict):
     min_perplexity: float = Field(default=0.5, ge=0.0)  # of the start's perplexity on its own responses
     max_length: Positive = 1.5  # of the start's mean, together with the missing-EOS share
     missing_eos: Share = 0.2
+    endless: Share = 0.5  # share of responses cut at the limit, above the start's
     min_length: float = Field(default=0.3, ge=0.0)  # of the start's mean
     mute: Share = 0.5  # share of responses that are an EOS and nothing else, above the start's
     min_distinct: float = Field(default=0.5, ge=0.0)  # distinct-2 inside a response, of the start's mean
     loops: Share = 0.3  # share of responses that repeat themselves up to the limit, above the start's
     min_entropy: float = Field(default=0.05, ge=0.0)  # of the start's mean token entropy
-    reward_sigmas: Positive = 6.0  # raw score above the start's mean, in the start's standard deviations
+    reward_sigmas: Positive = (
+        6.0  # 95th percentile of the raw scores above the start's, in the start's standard deviations
+    )
     clip_fraction: Share = 0.6
     min_explained: float = -2.0  # explained variance of the critic
 

@@ -25,6 +25,7 @@ def metrics(rolled: Rolled) -> dict[str, float]:
     found = {
         "score_min": float(score.min()),
         "score_max": float(score.max()),
+        "score_p95": float(score.quantile(0.95)),
         "length_p95": float(lengths.quantile(0.95)),
         "mute": float(((lengths == 1) & rolled.rollout.finished).float().mean()),
         "entropy": float(rolled.entropy[mask].mean()),

@@ -90,14 +90,16 @@ def _runaway(row: Row, start: Row, rules: Tripwires) -> _Verdict:
 
 
 def _reward(row: Row, start: Row, rules: Tripwires) -> _Verdict:
-    limit = start["score"] + rules.reward_sigmas * start["score_std"]
-    return _above("score", row, limit, "scores left the range in which the reward model was ever tried")
+    limit = start["score_p95"] + rules.reward_sigmas * start["score_std"]
+    return _above("score_p95", row, limit, "the upper tail left the range in which the reward model was ever tried")
 
 
 _RULES: tuple[tuple[str, tuple[str, ...], Callable[[Row, Row, Tripwires], _Verdict]], ...] = (
     ("perplexity", ("perplexity",), lambda r, s, t: _below(
         "perplexity", r, t.min_perplexity * s["perplexity"], "the policy is nearly certain of every token")),
     ("runaway", ("response_length", "missing_eos"), _runaway),
+    ("endless", ("missing_eos",), lambda r, s, t: _above(
+        "missing_eos", r, s["missing_eos"] + t.endless, "the policy has forgotten how to end")),
     ("long", ("response_length",), lambda r, s, t: _above(
         "response_length", r, 2 * t.max_length * s["response_length"], "length alone is being rewarded")),
     ("kl", ("kl",), lambda r, s, t: _above("kl", r, 2 * t.kl_budget, "twice the budget, far from the reference")),
@@ -110,7 +112,7 @@ _RULES: tuple[tuple[str, tuple[str, ...], Callable[[Row, Row, Tripwires], _Verdi
         "loops", r, s["loops"] + t.loops, "responses repeat themselves up to the limit")),
     ("entropy", ("entropy",), lambda r, s, t: _below(
         "entropy", r, t.min_entropy * s["entropy"], "nothing is explored any more")),
-    ("reward", ("score", "score_std"), _reward),
+    ("reward", ("score_p95", "score_std"), _reward),
     ("clip", ("clip_fraction",), lambda r, s, t: _above(
         "clip_fraction", r, t.clip_fraction, "steps are too large for the clipped objective")),
     ("critic", ("explained_variance",), lambda r, s, t: _below(

@@ -19,6 +19,7 @@ HEALTHY = {
     "kl": 0.0,
     "score": 0.0,
     "score_std": 1.0,
+    "score_p95": 1.5,
     "clip_fraction": 0.1,
     "explained_variance": 0.3,
 }
@@ -27,7 +28,8 @@ RULES = Tripwires()
 COLLAPSES = {
     # what the rows look like once the policy has gone wrong, and the rule that has to name it
     "perplexity": {"perplexity": 1.02},
-    "runaway": {"response_length": 24.0, "missing_eos": 0.9},
+    "runaway": {"response_length": 24.0, "missing_eos": 0.4},
+    "endless": {"missing_eos": 0.6},
     "long": {"response_length": 37.0},
     "kl": {"kl": 45.0},
     "short": {"response_length": 2.0},
@@ -35,7 +37,7 @@ COLLAPSES = {
     "repetition": {"distinct_2": 0.2},
     "loops": {"loops": 0.8},
     "entropy": {"entropy": 0.01},
-    "reward": {"score": 7.0},
+    "reward": {"score": 2.0, "score_p95": 7.6},  # one response in ten is paid for what no reward model was tried on
     "clip": {"clip_fraction": 0.9},
     "critic": {"explained_variance": -5.0},
 }

@@ -11,8 +11,8 @@ from report.training import trainings, tripwires
 from tests.report.conftest import Campaign
 
 WATCHED = {"perplexity": "perplexity", "long": "response_length", "kl": "kl", "short": "response_length", "mute": "mute",
-           "repetition": "distinct_2", "loops": "loops", "entropy": "entropy", "reward": "score", "clip": "clip_fraction",
-           "critic": "explained_variance"}  # fmt: skip
+           "repetition": "distinct_2", "loops": "loops", "entropy": "entropy", "reward": "score_p95", "clip": "clip_fraction",
+           "critic": "explained_variance", "endless": "missing_eos"}  # fmt: skip
 
 
 def test_no_rule_of_the_engine_is_forgotten() -> None:
