@@ -81,12 +81,22 @@ def details(evidence: Evidence) -> dict[str, dict[str, Any]]:
             "recipe": identity.get("recipe", {}),
             "summary": _small(record.get("summary", {})),
             "seconds": duration(record.get("seconds")) if manifest else "",
+            "cost": _cost(record) if manifest else "",
             "bytes": size(manifest.bytes) if manifest else "",
             "files": len(manifest.files) if manifest else 0,
             "numerics": record.get("numerics", {}),
             "code": identity.get("code", ""),
         }
     return out
+
+
+def _cost(record: Mapping[str, Any]) -> str:
+    """What the stage used of a machine, in the units that machines are paid in."""
+    numerics = record.get("numerics", {})
+    where = f"{numerics.get('processes', 1)} x {numerics.get('device', 'cpu')}"
+    return (
+        f"{duration(record.get('cpu_seconds'))} of CPU, {size(record.get('peak_bytes'))} of memory at most, on {where}"
+    )
 
 
 def _small(summary: Any, limit: int = 1500) -> Any:

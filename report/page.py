@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from report import lineage, matrix, responses, rewards, sampling, shift, training, trust, versions
+from report import certificates, lineage, matrix, responses, rewards, sampling, shift, training, trust, versions
 from report.archive import Archive
 from report.evidence import Evidence
 from report.view import View
@@ -63,6 +63,7 @@ def _context(evidence: Evidence) -> dict[str, Any]:
     smoke_labels, smoke = responses.smoke(evidence)
     browser = responses.side_by_side(evidence)
     audit = audit_data(selections)
+    certified = certificates.certificates(evidence)
     return {
         "view": evidence.view,
         "totals": lineage.totals(evidence),
@@ -88,6 +89,11 @@ def _context(evidence: Evidence) -> dict[str, Any]:
         "reward_figures": rewards.figures(models),
         "reward_head": rewards.HEAD,
         "reward_rows": rewards.rows(models),
+        "certificate_head": certificates.head(certified),
+        "certificate_rows": certificates.rows(certified),
+        "certificates": certificates.details(certified),
+        "leakage_head": certificates.LEAKAGE_HEAD,
+        "leakage_rows": certificates.leakage(evidence),
         "gain_figures": sampling.gain_figures(selections),
         "probe_figures": sampling.probe_figures(evidence),
         "selection_head": sampling.HEAD,

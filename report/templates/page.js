@@ -217,7 +217,7 @@
       picture.classList.add("chosen");
       for (const node of all(".node", picture)) { node.classList.toggle("on", seen.has(node.dataset.node)); node.classList.toggle("self", node.dataset.node === label); }
       for (const edge of all(".edge", picture)) edge.classList.toggle("on", seen.has(edge.dataset.from) && seen.has(edge.dataset.to));
-      const facts = [["Work", it.stage], ["Name", it.key], ["State", it.done ? `done in ${it.seconds}, ${it.files} files, ${it.bytes}` : "not made yet"], ["Code", it.code]];
+      const facts = [["Work", it.stage], ["Name", it.key], ["State", it.done ? `done in ${it.seconds}, ${it.files} files, ${it.bytes}` : "not made yet"], ["Cost", it.cost], ["Code", it.code]];
       const inputs = it.inputs.map((input) => el("button", { type: "button", class: "link", on: { click: () => select(input) } }, input));
       panel.replaceChildren(el("h3", {}, label),
         el("dl", {}, facts.filter(([, value]) => value).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]), el("dt", {}, "Made of"), el("dd", {}, inputs.length ? inputs : "nothing of this campaign")),

@@ -1,6 +1,6 @@
 from report.archive import Archive
 from report.evidence import Evidence
-from report.lineage import direct, took, totals
+from report.lineage import details, direct, took, totals
 from report.view import Node
 from storage import Ref
 from tests.report.conftest import Campaign
@@ -22,3 +22,12 @@ def test_what_each_stage_took_is_said_only_when_it_has_ended(partial: Campaign) 
     assert (found["r1-select"].state, found["r1-select"].wall, found["r1-select"].bytes) == ("not yet", "", "")
     sums = totals(evidence)
     assert (sums["done"], sums["stages"]) == (11, 13) and sums["seconds"] == "27.5 s"
+
+
+def test_a_node_tells_its_recipe_inputs_time_bytes_and_cost(partial: Campaign) -> None:
+    found = details(Evidence(partial.view, Archive(partial.store)))
+    v0 = found["v0"]
+    assert v0["recipe"]["method"] == "sft" and v0["inputs"] == ["base"] and v0["seconds"] == "2.5 s"
+    assert v0["bytes"].endswith("kB") or v0["bytes"].endswith(" B")
+    assert v0["cost"] == "2.2 s of CPU, 300 MB of memory at most, on 1 x cpu"  # 2.25 s to one decimal, ties to even
+    assert (found["r1-select"]["done"], found["r1-select"]["cost"]) == (False, "")
