@@ -5,6 +5,7 @@ import statistics
 from typing import Any
 
 from configs.recipes import Probe
+from engine.diversity import self_bleu
 from engine.drawing import draw, fit, keep, restore, rows_at
 from engine.errors import StageError
 from engine.generate import generate
@@ -80,6 +81,7 @@ def _point(
     groups = [slice(i, i + recipe.k) for i in range(0, len(asked), recipe.k)]
     sizes = sorted({2**e for e in range(recipe.k.bit_length()) if 2**e <= recipe.k} | {recipe.k})
     best = {n: sum(best_of_n(proxy[g], values[g], n) for g in groups) / len(groups) for n in sizes}
+    repeated = [value for g in groups if (value := self_bleu([text for _, text in texts[g]])) is not None]
     return {
         "temperature": temperature,
         "expected_max": best[recipe.k],
@@ -88,4 +90,5 @@ def _point(
         "eos_rate": sum(response.finish == "eos" for response in found) / len(found),
         "length": sum(len(response.token_ids) for response in found) / len(found),
         "distinct": sum(len({texts[i][1] for i in range(g.start, g.stop)}) for g in groups) / len(texts),
+        "self_bleu": sum(repeated) / len(repeated) if repeated else None,
     }

@@ -96,6 +96,7 @@ def _context(evidence: Evidence) -> dict[str, Any]:
         "leakage_rows": certificates.leakage(evidence),
         "gain_figures": sampling.gain_figures(selections),
         "probe_figures": sampling.probe_figures(evidence),
+        "diversity_figures": sampling.diversity_figures(evidence),
         "selection_head": sampling.HEAD,
         "selection_rows": sampling.rows(selections),
         "shifts": shift.shifts(evidence),

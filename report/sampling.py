@@ -182,6 +182,30 @@ def probe_figures(evidence: Evidence) -> list[Figure]:
     return out
 
 
+def diversity_figures(evidence: Evidence) -> list[Figure]:
+    """Figure 21: self-BLEU of the responses to a prompt over the sampling temperature, one line a round."""
+    probes = [(node.label, evidence.archive.json(node.ref, "probe.json")) for node in evidence.view.doing("probe")]
+    known = [
+        (label, found["curve"]) for label, found in probes if found and found["curve"][0].get("self_bleu") is not None
+    ]
+    if not known:
+        return []
+    series = []
+    for i, (label, curve) in enumerate(known):
+        tip = "{}: self-BLEU {} at T {}".format
+        points = [
+            Point(p["temperature"], p["self_bleu"], tip(label, number(p["self_bleu"]), p["temperature"])) for p in curve
+        ]
+        series.append(Series(label, points, look(i + 1, len(known) + 1)))
+    caption = (
+        "Self-BLEU of the responses to a prompt, mean over the probe's prompts: 1 = always the same words, lower = more "
+        "diverse. A line that rises from round to round is a policy that has less and less to choose from."
+    )
+    at = [(p["temperature"], f"{p['temperature']:g}") for p in known[0][1]]
+    x = Axis("temperature", at if len(at) <= 6 else ())
+    return [figure("Diversity over the temperature (figure 21)", series, x, Axis("self-BLEU"), caption=caption)]
+
+
 HEAD = (
     "Selection",
     "Prompts",

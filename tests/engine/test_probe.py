@@ -28,6 +28,7 @@ def test_the_curve_holds_every_temperature_and_the_best_is_taken(
         assert point["expected_max_of"]["4"] == point["expected_max"]
     said = [point["distinct"] for point in found["curve"]]
     assert said[0] < said[2]  # a higher temperature says more different things
+    assert found["curve"][0]["self_bleu"] > found["curve"][2]["self_bleu"]
 
 
 def test_one_reward_model_is_enough_and_more_candidates_are_never_worse(

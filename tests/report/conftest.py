@@ -204,6 +204,7 @@ def add_round(campaign: Campaign, until: str) -> None:
                 "eos_rate": 0.9,
                 "length": 9.0,
                 "distinct": 0.8,
+                "self_bleu": 0.9 - t / 4,
             }
             for t in (0.8, 1.0, 1.2, 1.4)
         ]

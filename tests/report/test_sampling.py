@@ -7,7 +7,7 @@ import pytest
 from report.archive import Archive
 from report.evidence import Evidence
 from report.page import audit_data
-from report.sampling import best_and_median, order_statistic, probe_figures, rows, selections
+from report.sampling import best_and_median, diversity_figures, order_statistic, probe_figures, rows, selections
 from tests.report.conftest import Campaign
 
 SCORES = [0.3, -1.0, 2.0, 0.7, 0.7, 5.0]
@@ -46,3 +46,8 @@ def test_the_chosen_temperature_is_marked(finished: Campaign) -> None:
     (found,) = probe_figures(Evidence(finished.view, Archive(finished.store)))
     assert found.svg.count(">chosen<") == 1 and "T = 1.2" in found.title
     assert [row[0] for row in found.rows] == ["0.8", "1", "1.2", "1.4"]
+
+
+def test_diversity_is_one_line_a_round(finished: Campaign) -> None:
+    (found,) = diversity_figures(Evidence(finished.view, Archive(finished.store)))
+    assert found.head == ["temperature", "r1-probe"] and found.rows[0] == ["0.8", "0.700"]
