@@ -1,9 +1,11 @@
 """TensorBoard files hold what the stage said, byte by byte; other trackers are asked by name and never break a stage."""
 
+import importlib
 import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -154,22 +156,77 @@ def test_a_missing_library_is_one_line_before_any_work(monkeypatch: pytest.Monke
     trackers.check(Runtime())
 
 
-def test_a_training_stage_leaves_its_event_file_beside_the_result(tmp_path: Path) -> None:
-    """The curve in the store and the event file agree, and the file is not among what the digest covers."""
-    store = open_store(tmp_path / "store")
+def pretrained(root: Path, runtime: Runtime) -> tuple[Any, Path, list[dict[str, float]]]:
+    """A real stage of three steps: its manifest, its folder, its curve."""
+    store = open_store(root / "store")
     documents = Stage(
         "documents", "ingest", "rows", 1, Ingest(rows="documents", sources=(Source(world="documents", count=80),))
     )
-    produce(documents, store, Runtime())
+    produce(documents, store, runtime)
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
              "num_key_value_heads": 1, "max_position_embeddings": 64, "tie_word_embeddings": True}  # fmt: skip
     recipe = Pretrain(architecture=small, tokenizer={"vocab_size": 300}, steps=3, batch_size=2, sequence_length=32)  # type: ignore[arg-type]
     stage = Stage("base", "pretrain", "model", 1, recipe, {"documents": documents.ref})
-    made = produce(stage, store, Runtime())
+    made = produce(stage, store, runtime)
     folder = store.fetch(stage.ref)
-    curve = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return made, folder, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_training_stage_leaves_its_event_file_beside_the_result(tmp_path: Path) -> None:
+    """The curve in the store and the event file agree, and the file is not among what the digest covers."""
+    made, folder, curve = pretrained(tmp_path, Runtime())
     (path,) = (folder / "_beside" / "tensorboard").iterdir()
     found = list(rows_of(path))
     assert [step for step, _ in found] == [row["step"] for row in curve] == [1, 2, 3]
     assert [values["loss"] for _, values in found] == pytest.approx([row["loss"] for row in curve], rel=1e-6)
     assert not any("tensorboard" in name for name in made.manifest.files)
+
+
+def records_of(path: Path) -> Iterator[bytes]:
+    """The records of an offline run's file: LevelDB's log format after a header of 7 bytes, in blocks of 32 KiB."""
+    data, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if (left := -at % 32768) < 7 and left:  # too little for a header: the next block begins
+            at += left
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        whole, at = whole + data[at + 7 : at + 7 + length], at + 7 + length
+        if kind in (1, 4):  # the whole record, or its last piece
+            yield whole
+            whole = b""
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="Weights & Biases is not installed: pip install wandb")
+def test_weights_and_biases_hold_the_curve_of_a_real_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own library writes the run without a network; the file that it would send holds what the store holds."""
+    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    made, _, curve = pretrained(tmp_path, Runtime(trackers=("wandb",)))
+    messages = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    (path,) = tmp_path.rglob("run-*.wandb")  # one run: the stage without a curve is none
+    steps, names = {}, set()
+    for data in records_of(path):
+        record = messages.Record()
+        record.ParseFromString(data)
+        if record.HasField("run"):
+            names.add((record.run.display_name, record.run.project))
+        if record.HasField("history"):
+            values = {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
+            steps[values["_step"]] = values["loss"]
+    assert steps == {row["step"]: pytest.approx(row["loss"]) for row in curve} and len(steps) == 3
+    assert names == {("base", trackers.PROJECT)}
+    assert not any("wandb" in name for name in made.manifest.files)
+
+
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="MLflow is not installed: pip install mlflow-skinny")
+def test_mlflow_holds_the_curve_of_a_real_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path / 'mlruns'}")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # from 3.10 on it asks for a database otherwise
+    _, _, curve = pretrained(tmp_path, Runtime(trackers=("mlflow",)))
+    client = importlib.import_module("mlflow").MlflowClient()
+    (experiment,) = [e for e in client.search_experiments() if e.name == trackers.PROJECT]
+    (run,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(row["step"], pytest.approx(row["loss"])) for row in curve]
+    assert run.info.status == "FINISHED" and run.data.tags["mlflow.runName"] == "base"
+    assert run.data.params["steps"] == "3" and run.data.tags["roundhouse.key"].startswith("model/")
