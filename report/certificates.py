@@ -62,7 +62,7 @@ def certificates(evidence: Evidence) -> list[tuple[str, Found]]:
         read = evidence.archive.json(node.ref, "certificate.json")
         if read:
             found.append((node.label.removesuffix("-certify"), read))
-    return found
+    return sorted(found, key=lambda pair: (len(pair[0].partition("-")[0]), pair[0]))  # r2 before r10
 
 
 def head(found: Sequence[tuple[str, Found]]) -> list[Cell]:

@@ -13,9 +13,10 @@ from report.evidence import Evidence
 from report.quantities import duration, size
 from report.view import Node
 
-BOX, ROW, GAP = 118, 40, 46
+BOX, ROW, GAP = 140, 40, 46
+ARC = 26  # how far the arc of an edge inside a column stands out
 MARGIN = 12
-ORDER = ("ingest", "pretrain", "adopt", "annotate", "reward", "certify", "probe", "sample", "score", "select",
+ORDER = ("ingest", "leakage", "pretrain", "adopt", "annotate", "reward", "certify", "probe", "sample", "score", "select",
          "train", "online", "evaluate", "gate", "compare", "matrix")  # fmt: skip
 
 
@@ -117,7 +118,7 @@ def graph(evidence: Evidence) -> Markup:
         ranked = sorted(columns[name], key=lambda node: ORDER.index(node.stage) if node.stage in ORDER else len(ORDER))
         for j, node in enumerate(ranked):
             at[node.label] = (MARGIN + i * (BOX + GAP), MARGIN + 22 + j * ROW)
-    width = MARGIN * 2 + len(names) * (BOX + GAP) - GAP
+    width = MARGIN * 2 + len(names) * (BOX + GAP) - GAP + ARC
     height = MARGIN * 2 + 22 + max(len(nodes) for nodes in columns.values()) * ROW
     heads = [
         Markup('<text class="column" x="{}" y="{}">{}</text>').format(
@@ -145,14 +146,14 @@ def direct(nodes: Sequence[Node]) -> list[tuple[str, str]]:
 
 
 def _column(node: Node, evidence: Evidence) -> int:
-    """0 for what comes before the rounds, then the round; the comparison stands last."""
-    if node.stage == "compare":
+    """0 for what comes before the rounds, then the round; what looks at all versions stands last."""
+    if node.stage in ("compare", "matrix"):
         return 10_000
     found = re.match(r"r(\d+)-", node.label)
     if found:
         return int(found[1])
     rounds = [label for label in (v.label for v in evidence.view.versions) if label not in ("base", "v0")]
-    label = node.label.removesuffix("-evaluate")
+    label = node.label.removesuffix("-evaluate").removesuffix("-gate")
     return rounds.index(label) + 1 if label in rounds else 0
 
 
@@ -164,7 +165,7 @@ def _edge(source: str, target: str, at: Mapping[str, tuple[float, float]]) -> Ma
     (x1, y1), (x2, y2) = at[source], at[target]
     y1, y2 = y1 + 14, y2 + 14
     if x1 == x2:  # inside a column: an arc on the right
-        path = f"M{x1 + BOX} {y1}C{x1 + BOX + 26} {y1} {x1 + BOX + 26} {y2} {x2 + BOX} {y2}"
+        path = f"M{x1 + BOX} {y1}C{x1 + BOX + ARC} {y1} {x1 + BOX + ARC} {y2} {x2 + BOX} {y2}"
     else:
         bend = max(24.0, (x2 - x1 - BOX) / 2)
         path = f"M{x1 + BOX} {y1}C{x1 + BOX + bend} {y1} {x2 - bend} {y2} {x2} {y2}"
@@ -179,5 +180,5 @@ def _box(node: Node, place: tuple[float, float], done: bool) -> Markup:
     ).format("" if done else " waits", node.label, f"{node.label}: {node.stage}", x, y, BOX, _clip(node.label))
 
 
-def _clip(label: str, most: int = 17) -> str:
+def _clip(label: str, most: int = 22) -> str:
     return label if len(label) <= most else label[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

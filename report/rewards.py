@@ -25,12 +25,18 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Judged:
-    """One reward model: label of its stage, round, kind, and what its held_out.json says."""
+    """One reward model: label of its stage, round, kind, what its held_out.json says, and its accuracy by grade.
+
+    by_grade and own are over the pairs of its own kind where it was certified, else over all of its held-out pairs.
+    """
 
     label: str
     round: int
     kind: str
     found: Mapping[str, Any]
+    own: Mapping[str, Any]
+    by_grade: Mapping[str, Any]
+    certified: bool
 
 
 def judged(evidence: Evidence) -> list[Judged]:
@@ -43,8 +49,14 @@ def judged(evidence: Evidence) -> list[Judged]:
             continue
         turn = re.match(r"r(\d+)-", node.label)
         kind = manifest.record.get("identity", {}).get("recipe", {}).get("kind") or node.label.rpartition("-")[2]
-        models.append(Judged(node.label, int(turn[1]) if turn else place + 1, str(kind), found))
-    return models
+        examined = evidence.view.node(f"{node.label}-certify")
+        certificate = evidence.archive.json(examined.ref, "certificate.json") if examined else None
+        known = certificate if certificate and "by_grade" in certificate else None
+        own, by_grade = (known["own"], known["by_grade"]) if known else (found, found.get("by_grade", {}))
+        models.append(
+            Judged(node.label, int(turn[1]) if turn else place + 1, str(kind), found, own, by_grade, known is not None)
+        )
+    return sorted(models, key=lambda model: (model.round, model.label))
 
 
 def figures(models: Sequence[Judged]) -> list[Figure]:
@@ -57,17 +69,18 @@ def figures(models: Sequence[Judged]) -> list[Figure]:
 
 def _accuracy(models: Sequence[Judged]) -> Figure:
     kind = models[0].kind
-    grades = [grade for grade in GRADES if any(grade in model.found.get("by_grade", {}) for model in models)]
+    grades = [grade for grade in GRADES if any(grade in model.by_grade for model in models)]
     series = [
-        Series(grade, _points(models, lambda found, g=grade: found.get("by_grade", {}).get(g), grade), look(i + 1, 5))
+        Series(grade, _points(models, lambda model, g=grade: model.by_grade.get(g), grade), look(i + 1, 5))
         for i, grade in enumerate(grades)
     ]
-    series.append(Series("all pairs", _points(models, lambda found: found, "all pairs"), "ink", dashed=True))
+    series.append(Series("all grades", _points(models, lambda model: model.own, "all grades"), "ink", dashed=True))
     rounds = sorted({model.round for model in models})
     x = Axis("round", [(r, f"r{r}") for r in rounds], low=rounds[0] - 0.4, high=rounds[-1] + 0.4)
+    whose = f"{kind} pairs" if all(model.certified for model in models) else "pairs, of both kinds,"
     caption = (
-        f"Share of the held-out pairs of each round's {kind} model that it orders as the annotators did, by how much better "
-        "the preferred response was; a tie counts as wrong. Held-out pairs grow with the rounds. The table has the intervals."
+        f"Share of the held-out {whose} that each round's {kind} model orders as the annotators did, by how much better "
+        "the preferred response was; a tie counts as wrong. Held-out pairs grow with the rounds."
     )
     title = f"Accuracy of the {kind} model (figure 6)"
     return figure(title, series, x, Axis("accuracy"), caption=caption, limits=[(0.5, "chance")])
@@ -76,10 +89,10 @@ def _accuracy(models: Sequence[Judged]) -> Figure:
 def _points(models: Sequence[Judged], pick: Any, name: str) -> list[Point]:
     points = []
     for model in models:
-        share = pick(model.found)
+        share = pick(model)
         if share and share.get("accuracy") is not None:
             text = f"{percent(share['accuracy'], 1)} ({interval(share, percent)}) of {share['count']} pairs"
-            low, high = (share["low"], share["high"]) if name == "all pairs" else (None, None)
+            low, high = (share["low"], share["high"]) if name == "all grades" else (None, None)
             points.append(Point(model.round, share["accuracy"], f"{model.label}, {name}: {text}", low, high))
     return points
 

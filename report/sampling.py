@@ -145,11 +145,12 @@ def gain_figures(found: Sequence[Selection]) -> list[Figure]:
             if len(by_n) < 2:
                 continue
             x = Axis("samples a prompt, N", [(math.log2(n), str(n)) for n in by_n])
-            lines = [
-                Series(name, [Point(math.log2(n), pair[i], f"{name} {n}: {number(pair[i])}") for n, pair in by_n.items()],
-                       look_, dashed=bool(i))
-                for i, (name, look_) in enumerate((("best of", "accent"), ("median of", "ink")))
-            ]  # fmt: skip
+            lines = []
+            for place, name, shade in ((0, "best of", "accent"), (1, "median of", "ink")):
+                points = [
+                    Point(math.log2(n), pair[place], f"{name} {n}: {number(pair[place])}") for n, pair in by_n.items()
+                ]
+                lines.append(Series(f"{name} N", points, shade, dashed=bool(place)))
             title = f"{selection.label}, {kind}"
             out.append(figure(title, lines, x, Axis(""), size=SMALL))
     return out

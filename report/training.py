@@ -24,7 +24,7 @@ UNITS = {
     "entropy": "nats a token",
     "response_length": "tokens",
     "rate": "learning rate",
-    "gradient_norm": "before clipping",
+    "gradient_norm": "unclipped",
     "tokens": "a step",
     "accuracy": "share",
     "missing_eos": "share",

@@ -93,6 +93,34 @@
     });
   }
 
+  // Tooltips of coloured tables: the cell that is pointed at, or that the arrow keys have reached
+  for (const table of all(".heat")) {
+    const grid = [...table.tBodies[0].rows].map((row) => [...row.cells].slice(1));
+    let at = null;
+    function read(cell) {
+      all(".read", table).forEach((other) => other.classList.remove("read"));
+      tip.hidden = true;
+      if (!cell?.dataset.t) return;
+      const box = cell.getBoundingClientRect();
+      cell.classList.add("read");
+      showTip(cell.dataset.t, box.left, box.top + 8);
+    }
+    table.addEventListener("pointerover", (event) => read(event.target.closest("td")));
+    table.addEventListener("pointerleave", () => read(null));
+    table.addEventListener("blur", () => { at = null; read(null); });
+    table.addEventListener("keydown", (event) => {
+      const move = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
+      if (event.key === "Escape") read(null);
+      if (!move) return;
+      event.preventDefault();
+      at = at ? [at[0] + move[0], at[1] + move[1]] : [0, 0];
+      at = [Math.max(0, Math.min(grid.length - 1, at[0])), Math.max(0, Math.min(grid[0].length - 1, at[1]))];
+      const cell = grid[at[0]][at[1]];
+      cell.scrollIntoView({ block: "nearest", inline: "nearest" });
+      read(cell);
+    });
+  }
+
   // Alternatives: buttons that show one of several tables
   for (const group of all(".alternatives")) {
     for (const button of all("button", group)) {

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from world_pairs import longer_wins, preferences, reward_recipe, store, swapped, train_base, train_reward
 
+from benchmarks.world_pairs import longer_wins, preferences, reward_recipe, store, swapped, train_base, train_reward
 from configs.certify import Certify, Leakage, Requirements
 from configs.recipes import Template
 from configs.runtime import Runtime

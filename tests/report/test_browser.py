@@ -92,6 +92,20 @@ def test_arrow_keys_read_a_chart(browser: Browser, page: Path) -> None:
     )
 
 
+def test_arrow_keys_and_a_finger_read_a_coloured_table(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    table, tip = "document.querySelector('#categories .heat')", "document.querySelector('#tip')"
+    browser.evaluate(f"{table}.focus()")
+    for key, code in (("ArrowRight", 39), ("ArrowRight", 39), ("ArrowRight", 39)):
+        browser.press(key, code)
+    assert browser.evaluate(f"{tip}.textContent").startswith("animals, v1: ")
+    browser.press("Escape", 27)
+    assert browser.evaluate(f"{tip}.hidden") is True
+    cell = f"{table}.tBodies[0].rows[2].cells[4]"
+    browser.evaluate(f"{cell}.dispatchEvent(new PointerEvent('pointerover', {{bubbles: true, pointerType: 'touch'}}))")
+    assert browser.evaluate(f"{tip}.textContent").startswith("rhyme, v2: ")
+
+
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, True)])
 def test_fits_a_phone_and_the_dark(browser: Browser, page: Path, width: int, dark: bool) -> None:
     browser.open(page, width=width, dark=dark)

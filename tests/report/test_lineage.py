@@ -1,6 +1,8 @@
+import re
+
 from report.archive import Archive
 from report.evidence import Evidence
-from report.lineage import details, direct, took, totals
+from report.lineage import details, direct, graph, took, totals
 from report.view import Node
 from storage import Ref
 from tests.report.conftest import Campaign
@@ -22,6 +24,15 @@ def test_what_each_stage_took_is_said_only_when_it_has_ended(partial: Campaign) 
     assert (found["r1-select"].state, found["r1-select"].wall, found["r1-select"].bytes) == ("not yet", "", "")
     sums = totals(evidence)
     assert (sums["done"], sums["stages"]) == (11, 13) and sums["seconds"] == "27.5 s"
+
+
+def test_gates_stand_in_their_round_and_what_sees_all_versions_stands_last(finished: Campaign) -> None:
+    svg = graph(Evidence(finished.view, Archive(finished.store)))
+    across = dict(re.findall(r'data-node="([^"]+)"[^>]*transform="translate\(([0-9.]+) ', svg))
+    assert across["v1-gate"] == across["v1-evaluate"] == across["v1"] != across["v0"]
+    assert across["matrix"] == across["compare"] == max(across.values(), key=float)
+    width = float(re.search(r'width="([0-9.]+)"', svg)[1])  # type: ignore[index]
+    assert float(across["compare"]) + 140 + 26 <= width  # the arcs inside the last column are not cut off
 
 
 def test_a_node_tells_its_recipe_inputs_time_bytes_and_cost(partial: Campaign) -> None:

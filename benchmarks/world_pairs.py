@@ -1,4 +1,4 @@
-"""Preferences of the built-in world by writers of different styles, and models of a second or two trained on them."""
+"""Preferences of the built-in world by writers of different styles, and reward models of a second or two trained on them."""
 
 import random
 from collections.abc import Callable, Sequence
