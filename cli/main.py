@@ -53,7 +53,14 @@ def planned(
 
 @app.command()
 def run(
-    config: Config = "tiny", seed: Seed = None, store: StoreUrl = None, until: Until = None, runtime: RuntimeFile = None
+    config: Config = "tiny",
+    seed: Seed = None,
+    store: StoreUrl = None,
+    until: Until = None,
+    runtime: RuntimeFile = None,
+    require_cas: Annotated[
+        bool, typer.Option("--require-cas", help="Refuse a store that ignores create-only writes.")
+    ] = False,
 ) -> None:
     """Run a campaign in this process, reusing every stage that the store has."""
     from cli import embedded
@@ -64,6 +71,7 @@ def run(
 
     plan = planned(config, seed, store, runtime, until)
     trackers.check(plan.runtime)
+    plan.store.check_conditional(required=require_cas or plan.runtime.require_cas)
     if any(artifact.made() is None for artifact in plan.artifacts.values()):
         todo = sum(artifact.made() is None for artifact in plan.artifacts.values())
         typer.echo(f"{plan.campaign.name}: {todo} of {len(plan.artifacts)} stages to run; starting Prefect", err=True)
@@ -205,7 +213,7 @@ keeping.add(app)
 def main() -> None:
     """The console entry point: every expected error is one line."""
     from configs import ConfigError
-    from storage import StorageError
+    from storage import StorageError, redact
 
     expected: tuple[type[BaseException], ...] = (ConfigError, StorageError)
     try:
@@ -221,12 +229,12 @@ def main() -> None:
         sys.stderr.write(INTERRUPTED)
         sys.exit(130)
     except expected as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(redact(f"error: {error}\n"))
         sys.exit(2)
     except Exception as error:
         if os.environ.get("ROUNDHOUSE_DEBUG"):
             raise
-        sys.stderr.write(f"error: {_one_line(error)}\n")
+        sys.stderr.write(redact(f"error: {_one_line(error)}\n"))
         sys.exit(1)
 
 

@@ -22,6 +22,7 @@ from prefect.workers.process import ProcessWorker
 
 POOL = "roundhouse"
 DEVICE_LIMIT = "roundhouse-device-{index}"
+TAKING_LIMIT = "roundhouse-taking"
 ZOMBIES = "roundhouse: a run without a heartbeat has crashed"
 SILENCE = timedelta(seconds=120)  # four heartbeats of 30 s; 90 s with the default heartbeat of 180 s kills healthy runs
 
@@ -43,8 +44,11 @@ def work_pool(client: SyncPrefectClient) -> None:
 
 
 def device_limits(client: SyncPrefectClient, devices: int) -> list[str]:
-    """One global limit of a single slot per device; returns their names. Stages take one, strict and leased."""
-    names = [DEVICE_LIMIT.format(index=index) for index in range(devices)]
+    """One global limit of a single slot per device, and one for taking leases; returns their names.
+
+    Stages take a device's, strict and leased, and the other for a moment on a store that ignores create-only writes.
+    """
+    names = [DEVICE_LIMIT.format(index=index) for index in range(devices)] + [TAKING_LIMIT]
     for name in names:
         client.upsert_global_concurrency_limit_by_name(name, 1)
     return names

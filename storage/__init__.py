@@ -6,6 +6,7 @@ from storage.errors import AlreadyExists, Corrupt, LeaseLost, NotFound, Refused,
 from storage.lease import Lease
 from storage.manifest import FileInfo, Manifest
 from storage.names import Ref, canonical_json, digest, sha256_file
+from storage.redact import install_redactor, redact
 from storage.savepoints import SavePoint, SavePoints
 from storage.store import Store, open_store
 
@@ -28,6 +29,8 @@ __all__ = [
     "Unwritable",
     "canonical_json",
     "digest",
+    "install_redactor",
     "open_store",
+    "redact",
     "sha256_file",
 ]

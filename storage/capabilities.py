@@ -69,7 +69,7 @@ def unconditional(url: str) -> str:
     """Return the line for a store that does not honour create-only writes."""
     return (
         f"{url}: the store ignores create-only writes, so two runs of one stage are kept apart only by one Prefect "
-        "server's strict limit"
+        "server's strict, leased limit (roundhouse-taking)"
     )
 
 

@@ -59,12 +59,10 @@ def write_durably(path: Path, data: bytes) -> None:
 
 def remove_tree(folder: Path, stop: Path) -> None:
     """Remove a folder with all in it, and then its empty parents below `stop`. Links are removed, not followed."""
-    if folder.is_dir() and not folder.is_symlink():
-        for item in os.scandir(folder):
-            if item.is_dir(follow_symlinks=False):
-                remove_tree(Path(item.path), Path(item.path).parent)
-            else:
-                Path(item.path).unlink(missing_ok=True)
+    try:
+        _remove(folder)
+    except OSError as err:
+        raise unwritable(err, folder) from err
     while folder not in (stop, stop.parent):
         try:
             folder.rmdir()
@@ -73,6 +71,23 @@ def remove_tree(folder: Path, stop: Path) -> None:
         except OSError:  # something is left in it, perhaps just written by another process
             return
         folder = folder.parent
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_dir() and not folder.is_symlink():
+        for item in os.scandir(folder):
+            if item.is_dir(follow_symlinks=False):
+                remove_tree(Path(item.path), Path(item.path).parent)
+            else:
+                Path(item.path).unlink(missing_ok=True)
+
+
+def _drop(temp: Path) -> None:
+    """Remove a temporary file if it is there still."""
+    try:
+        temp.unlink(missing_ok=True)
+    except OSError as err:
+        raise unwritable(err, temp) from err
 
 
 class FolderBackend:
@@ -132,7 +147,7 @@ class FolderBackend:
             except OSError as err:
                 raise unwritable(err, path) from err
             finally:
-                temp.unlink(missing_ok=True)
+                _drop(temp)
 
     def write(self, key: str, data: bytes) -> None:
         self._place(key, data, create=False)
@@ -204,7 +219,7 @@ class FolderBackend:
         except OSError as err:
             raise unwritable(err, target) from err
         finally:
-            temp.unlink(missing_ok=True)
+            _drop(temp)
 
     def download(self, key: str, path: Path) -> None:
         try:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -19,6 +20,8 @@ from typing import Any
 from storage.backend import Backend
 from storage.errors import AlreadyExists, LeaseLost, NotFound, StorageError
 from storage.names import check_key, seal, unseal
+
+Guard = Callable[[], contextlib.AbstractContextManager[None]]
 
 _SETTLE = 0.3  # seconds; on a store without conditions a rival's write may arrive just after our look
 
@@ -196,7 +199,14 @@ def _surely_dead(owner: dict[str, Any]) -> bool:
     return bool(now) and now != start
 
 
-def _try_take(backend: Backend, key: str, epoch: int, ttl: float, beat: float) -> Lease | None:
+def _try_take(backend: Backend, key: str, epoch: int, ttl: float, beat: float, guard: Guard) -> Lease | None:
+    if backend.conditional:
+        return _take(backend, key, epoch, ttl, beat)
+    with guard():
+        return _take(backend, key, epoch, ttl, beat)
+
+
+def _take(backend: Backend, key: str, epoch: int, ttl: float, beat: float) -> Lease | None:
     nonce = secrets.token_hex(16)
     body = {**_identity(), "nonce": nonce, "ttl": ttl, "taken": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     try:
@@ -218,8 +228,11 @@ def acquire(
     beat: float,
     until: Callable[[], bool] | None = None,
     on_wait: Callable[[str], None] | None = None,
+    guard: Guard = contextlib.nullcontext,
 ) -> Lease | None:
     """Wait for the lease on `key` and return it, or None as soon as `until` says that it is not needed.
+
+    `guard` is held at the moment of taking it, on a store without conditions: there two takers are kept apart only by it.
 
     A holder is replaced after `ttl` seconds without a new beat, as seen by this process's own monotonic
     clock (its own stated ttl if longer), or at once if it was a process of this machine that has ended.
@@ -240,7 +253,7 @@ def acquire(
         patience = max(ttl, stated) if isinstance(stated, int | float) and stated < 3600 else ttl
         free = epoch == 0 or (beaten or "").startswith("released") or now - since >= patience
         if free or _surely_dead(owner):
-            if (lease := _try_take(backend, key, epoch + 1, ttl, beat)) is not None:
+            if (lease := _try_take(backend, key, epoch + 1, ttl, beat, guard)) is not None:
                 return lease
             continue
         if on_wait is not None and now - told >= 30:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterable
 
@@ -21,10 +22,18 @@ _PATTERNS = (
     re.compile(r"(?P<keep>)\bhf_[A-Za-z0-9]{16,}\b"),
     re.compile(r"(?P<keep>[a-z][a-z0-9+.-]*://)(?:[^/\s@]+|[^/\s@:]*:[^\s@]*)@"),
 )
+# Variables whose values are secrets, wherever they turn up.
+_NAMES = re.compile(
+    r"(?i)(?:secret|password|passwd|token|api_?key|access_key(?:_id)?|auth_string|auth_key|_sse)$|secret_"
+)
+_LEAST = 8  # characters; a shorter value would be found in ordinary words
 
 
 def redact(text: str) -> str:
-    """Return `text` with access keys, signatures, tokens and passwords replaced by a mark."""
+    """Return `text` with access keys, signatures, tokens, passwords and the environment's secrets replaced by a mark."""
+    for name, value in os.environ.items():
+        if len(value) >= _LEAST and _NAMES.search(name):
+            text = text.replace(value, _HIDDEN)
     for pattern in _PATTERNS:
         text = pattern.sub(lambda found: found.group("keep") + _HIDDEN, text)
     return text
@@ -44,17 +53,21 @@ class Redactor(logging.Filter):
         return True
 
 
-def install_redactor(handlers: Iterable[logging.Handler] | None = None) -> Redactor:
-    """Redact what `handlers` (default: the root logger's) write, and keep the chatty client loggers at INFO.
+def install_redactor(handlers: Iterable[logging.Handler] | None = None) -> None:
+    """Redact what `handlers` (default: those of every logger) write, and keep the chatty client loggers at INFO.
 
     Filters belong on handlers: one on a logger would miss the records of its children. botocore and
     s3fs print customer encryption keys at DEBUG.
     """
-    redactor = Redactor()
-    for handler in logging.getLogger().handlers if handlers is None else handlers:
-        handler.addFilter(redactor)
+    for handler in _all() if handlers is None else handlers:
+        if not any(isinstance(known, Redactor) for known in handler.filters):
+            handler.addFilter(Redactor())
     for name in ("botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "aiohttp"):
         logger = logging.getLogger(name)
         if logger.level < logging.INFO:  # NOTSET would inherit a DEBUG root
             logger.setLevel(logging.INFO)
-    return redactor
+
+
+def _all() -> set[logging.Handler]:
+    named = (known for known in logging.root.manager.loggerDict.values() if isinstance(known, logging.Logger))
+    return {handler for logger in (logging.root, *named) for handler in logger.handlers}

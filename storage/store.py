@@ -20,7 +20,7 @@ from storage.capabilities import Capabilities, measure, unconditional
 from storage.draft import Draft
 from storage.errors import Corrupt, NotFound, Refused, StorageError
 from storage.folder import FolderBackend
-from storage.lease import Holder, Lease, acquire
+from storage.lease import Guard, Holder, Lease, acquire
 from storage.manifest import Manifest
 from storage.names import Ref, check_key, check_segment
 from storage.savepoints import SavePoints
@@ -71,7 +71,8 @@ class Store:
         if not self.conditional:
             if required:
                 raise StorageError(
-                    f"{unconditional(self.url)}; set runtime.require_cas to false to use it all the same"
+                    f"{unconditional(self.url)}; leave out --require-cas, or set runtime.require_cas to false, to use it "
+                    "all the same"
                 )
             self.warn(unconditional(self.url))
 
@@ -178,12 +179,14 @@ class Store:
         beat: float = 20.0,
         until: Callable[[], bool] | None = None,
         on_wait: Callable[[str], None] | None = None,
+        guard: Guard = contextlib.nullcontext,
     ) -> Lease | None:
         """Wait for the lease on `key` and return it, or None once `until()` is true (the result has appeared).
 
-        `ttl` and `beat` in seconds. `on_wait` gets one line when the wait begins and every 30 s.
+        `ttl` and `beat` in seconds. `on_wait` gets one line when the wait begins and every 30 s. `guard` is held while the
+        lease is taken on a store without conditions.
         """
-        return acquire(self.backend, key, ttl=ttl, beat=beat, until=until, on_wait=on_wait)
+        return acquire(self.backend, key, ttl=ttl, beat=beat, until=until, on_wait=on_wait, guard=guard)
 
     def holder(self, key: str, epoch: int) -> Holder:
         """Return the fence of a lease that another process holds: give a child its parent's `lease.epoch`."""

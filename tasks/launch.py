@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from storage import redact
 from tasks import memory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,7 +190,7 @@ def run_stage(
     """Do the work of `spec` in a child process and return its `done` event.
 
     Args:
-        log: file that receives every line the child prints.
+        log: file that receives every line the child prints, without secrets.
         listen: called with each event, in order.
         stop: polled twice a second; a text ends the child with that reason.
         timeout: seconds.
@@ -207,7 +208,7 @@ def run_stage(
     last: Event = {}
     try:
         with os.fdopen(output, "r", errors="replace") as lines, log.open("a") as kept:
-            for line in lines:
+            for line in map(redact, lines):
                 kept.write(line)
                 event = _as_event(line)
                 if event.get("event") in ("done", "failed"):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tasks.run import Run
 
 LIMIT = "roundhouse-device-{}"  # a Prefect global concurrency limit a device, made by `make up`
+TAKING = "roundhouse-taking"  # another, of one slot: held while a lease is taken on a store without conditions
 PATIENCE = 1800.0  # seconds to go on asking a server that is too busy for a device
 RETRIES = 2  # of a stage whose process was killed; memory that is really too small ends in an error soon
 
@@ -81,6 +82,7 @@ def _produce(order: Order) -> Made:
             order.run.runtime,
             listen=_Narrator(order).hear,
             cancelled=order.run.cancelled.is_set,
+            guard=lambda: _taking(order),
         )
     except StageDied as error:
         if order.run.cancelled.is_set():  # we have ended it ourselves
@@ -104,6 +106,16 @@ def _slot(order: Order) -> Iterator[None]:
             yield
     finally:
         order.run.slots.put(slot)
+
+
+@contextlib.contextmanager
+def _taking(order: Order) -> Iterator[None]:
+    """Keep the runs of one server apart for the moment in which a stage's lease is taken; the lease does the rest."""
+    if _has_server():
+        with _device(TAKING, order.run.cancelled.is_set):
+            yield
+    else:
+        yield
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from configs import Campaign, ConfigError, Runtime
 from configs.fields import Strict
 from configs.recipes import Score
-from storage import CampaignRecord, Ref, Store, digest, open_store
+from storage import CampaignRecord, Ref, Store, digest, install_redactor, open_store
 from tasks.stage import Listener, Made, Stage, produce
 
 if TYPE_CHECKING:
@@ -165,7 +165,8 @@ def store_url(given: str | None, runtime: Runtime) -> str:
 
 
 def connect(given: str | None, runtime: Runtime) -> Store:
-    """Open the store and make sure that it can be written before any work."""
+    """Open the store and make sure that it can be written before any work; from here on logs are kept free of secrets."""
+    install_redactor()
     store = open_store(store_url(given, runtime))
     store.check_writable()
     store.check_conditional(required=runtime.require_cas)

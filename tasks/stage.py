@@ -10,6 +10,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version as package_version
@@ -119,8 +120,11 @@ def produce(
     *,
     listen: Listener = lambda label, event: None,
     cancelled: Callable[[], bool] = lambda: False,
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Made:
     """Return the stage's result, doing the work only if the store lacks it.
+
+    guard: held while the lease is taken on a store that ignores create-only writes.
 
     Raises:
         StageFailed: the work failed; StorageError: the store did. Nothing half-done is visible after either.
@@ -136,6 +140,7 @@ def produce(
         beat=runtime.lease_beat,
         on_wait=lambda line: listen(stage.label, {"event": "log", "text": line}),
         until=lambda: cancelled() or store.manifest(stage.ref) is not None,
+        guard=guard,
     )
     if lease is None:  # somebody else finished it while we waited
         found = finished(stage, store)

@@ -28,7 +28,7 @@ TESTS = [
     f"tests/storage/test_{name}.py" for name in ("kill", "corruption", "faults", "fuzz", "gc", "lease", "full_disk")
 ]
 TESTS += [
-    f"tests/tasks/test_{name}.py" for name in ("campaign_faults", "two_runs", "fuzz_inputs", "commands", "planted")
+    f"tests/tasks/test_{name}.py" for name in ("campaign_faults", "two_runs", "fuzz_inputs", "commands", "on_a_server")
 ]
 GOALS = {  # check, by the beginning of its name -> (least that must be tried, the goal or what the prototype did)
     **{f"stage killed: {work}": (1, "every point") for work in CHOSEN},
@@ -53,6 +53,8 @@ GOALS = {  # check, by the beginning of its name -> (least that must be tried, t
     "four processes at once on moto": (1, "6 of 6 rounds"),
     "writes that a full or failing disk refuses": (10, "4 of 4"),
     "planted secrets": (5, "found nowhere"),
+    "results found after the Prefect database was deleted": (7, "none computed"),
+    "run of a dead host found out by the server": (1, "Crashed by itself"),
     "malformed manifests": (10_000, "10,000"),
     "malformed save points": (10_000, "10,000"),
     "malformed configs": (10_000, "10,000"),

@@ -242,6 +242,7 @@ def project(folder: Path) -> Iterator[Site]:
 
 def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the services are stopped
+    services._START_TIMEOUT = PATIENCE
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path)
     parser.add_argument("--kills", type=int, default=20, help="end after so many")

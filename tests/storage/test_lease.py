@@ -1,5 +1,6 @@
 """Leases: one holder at a time, the dead are replaced, the replaced cannot publish."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -226,3 +227,49 @@ def test_two_takeovers_of_one_dead_lease_have_one_winner(opened):
         thread.join()
     assert most == [1, 1, 1, 1]
     assert current_epoch(store.backend, KEY) == 5
+
+
+def test_without_conditions_a_guard_keeps_two_takers_apart(opened, monkeypatch):
+    """Each looks, and writes a little later than the one before: alone, each would take itself for the holder."""
+    monkeypatch.setattr("storage.lease._SETTLE", 0.0)
+    lock, entered, gate = threading.Lock(), [], threading.Barrier(3)
+    stores = [opened() for _ in range(3)]
+
+    @contextlib.contextmanager
+    def guard():
+        with lock:
+            entered.append(1)
+            yield
+
+    def slow(store, number):
+        size = store.backend.size
+
+        def looks(key):
+            found = size(key)
+            if key.startswith("leases/") and key.endswith("000001.json"):
+                time.sleep(0.15 * number)
+            return found
+
+        return looks
+
+    holders = []
+
+    def take(number):
+        store = stores[number]
+        conditional = store.conditional
+        store.backend.size = slow(store, number)
+        gate.wait()
+        lease = store.lease(KEY, ttl=90, beat=20, until=lambda: bool(holders), guard=guard)
+        if lease is not None:
+            time.sleep(0 if conditional else 0.6)  # until the slowest has written
+            lease.check()
+            holders.append(number)
+            lease.release()
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(holders) == 1
+    assert bool(entered) != stores[0].conditional

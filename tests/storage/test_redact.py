@@ -77,3 +77,22 @@ def test_logs_with_arguments_and_tracebacks_are_redacted():
         logger.removeHandler(handler)
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "PREFECT_API_AUTH_STRING"])
+def test_the_environments_own_secrets_go_wherever_they_stand(monkeypatch, name):
+    monkeypatch.setenv(name, "no-label-would-give-it-away")
+    monkeypatch.setenv("AWS_REGION", "a-public-region")
+    text = redact("the server said no-label-would-give-it-away, in a-public-region")
+    assert text == "the server said [redacted], in a-public-region"
+
+
+def test_every_handler_is_found_and_filtered_once():
+    handler, logger = logging.StreamHandler(io.StringIO()), logging.getLogger("test_redact.deep.down")
+    logger.addHandler(handler)
+    try:
+        install_redactor()
+        install_redactor()
+        assert len(handler.filters) == 1
+    finally:
+        logger.removeHandler(handler)
