@@ -4,6 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
+DAY = 86_400.0
+KINDS = ("certificate", "corpus", "model", "report", "reward", "rows")  # of artifacts
+
 
 def verify(
     config: Annotated[str, typer.Argument(help="A campaign.")] = "tiny",
@@ -28,6 +31,10 @@ def verify(
 def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Remove; without it only say what would go.")] = False,
     grace_days: Annotated[float, typer.Option(help="Leave alone what was touched in the last so many days.")] = 7.0,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="KIND=DAYS instead of --grace-days for one kind of artifact, such as rows=90 or model=1."),
+    ] = None,
     unfinished: Annotated[
         bool, typer.Option("--unfinished", help="Also save points of stages that never finished.")
     ] = False,
@@ -37,7 +44,9 @@ def gc(
     from cli.forecast import human
     from storage.gc import sweep
 
-    swept = sweep(_open(store), dry_run=not yes, grace=grace_days * 86_400, unfinished=unfinished)
+    swept = sweep(
+        _open(store), dry_run=not yes, grace=grace_days * DAY, unfinished=unfinished, keep=_policy(keep or [])
+    )
     for item in swept.items:
         typer.echo(
             f"{'would remove' if swept.dry_run else 'removed'} {item.kind:<12} {human(item.bytes, 'B'):>8}  {item.key}"
@@ -48,6 +57,20 @@ def gc(
         typer.echo(f"unfinished uploads: {swept.uploads}")
     if swept.dry_run and swept.items:
         typer.echo("nothing was removed; add --yes to remove")
+
+
+def _policy(keep: list[str]) -> dict[str, float]:
+    """KIND=DAYS, each, in seconds."""
+    found = {}
+    for text in keep:
+        kind, _, days = text.partition("=")
+        try:
+            found[kind] = float(days) * DAY
+        except ValueError:
+            raise typer.BadParameter(f"{text!r}: want KIND=DAYS, such as rows=90") from None
+        if kind not in KINDS:
+            raise typer.BadParameter(f"{text!r}: no kind {kind!r}; there are {', '.join(KINDS)}")
+    return found
 
 
 def forget(

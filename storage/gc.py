@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from storage.attempt import absent, read_manifest, remove_under
 from storage.backend import Backend, Entry
@@ -76,10 +77,10 @@ def _live(backend: Backend, now: float) -> set[str]:
 class _Garbage:
     """Everything that could go, found from one look at the store."""
 
-    def __init__(self, store: Store, grace: float, unfinished: bool) -> None:
+    def __init__(self, store: Store, grace: float, unfinished: bool, keep: Mapping[str, float]) -> None:
         self.store, self.backend = store, store.backend
         self.now = self.backend.now()
-        self.grace, self.unfinished = grace, unfinished
+        self.grace, self.unfinished, self.keep = grace, unfinished, keep
         self.live = _live(self.backend, self.now)
         self.artifacts: list[tuple[Ref, int]] = []
         self.others: list[Item] = []
@@ -100,8 +101,9 @@ class _Garbage:
                 with contextlib.suppress(NotFound, Corrupt):
                     yield from refs_in(read_manifest(self.backend, entry.key, entry.key.removesuffix(".json")).record)
 
-    def _old_enough(self, entries: list[Entry]) -> bool:
-        return all(self.now - entry.modified >= self.grace for entry in entries)
+    def _old_enough(self, entries: list[Entry], kind: str = "") -> bool:
+        grace = self.keep.get(kind, self.grace)
+        return all(self.now - entry.modified >= grace for entry in entries)
 
     def _artifact(self, home: str, group: list[Entry]) -> None:
         key = home.removeprefix("artifacts/")
@@ -119,7 +121,7 @@ class _Garbage:
         except Corrupt:
             self.kept += 1  # running the stage again replaces it
             return
-        if winner and ref not in self.reached and self._old_enough(group):
+        if winner and ref not in self.reached and self._old_enough(group, ref.kind):
             self.artifacts.append((ref, sum(entry.size for entry in group)))
             return
         self.kept += bool(winner)
@@ -143,9 +145,17 @@ class _Garbage:
                 self.others.append(Item(kind, entry.key, entry.size))
 
 
-def sweep(store: Store, *, dry_run: bool = True, grace: float = GRACE, unfinished: bool = False) -> Swept:
+def sweep(
+    store: Store,
+    *,
+    dry_run: bool = True,
+    grace: float = GRACE,
+    unfinished: bool = False,
+    keep: Mapping[str, float] = MappingProxyType({}),
+) -> Swept:
     """Remove what nothing can reach and nobody touched for `grace` seconds; with `dry_run` only say what.
 
+    keep: kind of artifact -> seconds for it instead of `grace` (models are large, rows are cheap to keep).
     Save points of stages that never finished are work that could be resumed: they stay unless `unfinished`.
     One sweep at a time: it holds a lease.
 
@@ -153,12 +163,12 @@ def sweep(store: Store, *, dry_run: bool = True, grace: float = GRACE, unfinishe
         Corrupt, StorageError: what is reachable cannot be told for certain. Nothing was removed.
     """
     if dry_run:
-        return _swept(_Garbage(store, grace, unfinished), dry_run=True)
+        return _swept(_Garbage(store, grace, unfinished, keep), dry_run=True)
     lease = store.lease("gc/sweep")
     assert lease is not None  # it was not given a reason to stop waiting
     with lease:
         _empty_trash(store)
-        garbage = _Garbage(store, grace, unfinished)
+        garbage = _Garbage(store, grace, unfinished, keep)
         lease.check()
         for ref, _ in garbage.artifacts:
             _to_trash(store, ref)

@@ -163,10 +163,8 @@ def main() -> int:
     for file in TESTS if everything else options.tests:
         run_tests(file, options.short, options.only, options.results)
     if kills := 200 if everything else options.kills:
-        for mode in ("deployed", "local"):
-            command = [sys.executable, "-m", "benchmarks.reliability.campaigns", str(options.results / f"{mode}.jsonl")]
-            command += ["--mode", mode, "--kills", str(kills // 2), "--seconds", "36000"]
-            subprocess.run(command, cwd=ROOT, check=False)
+        command = [sys.executable, "-m", "benchmarks.reliability.campaigns", str(options.results)]
+        subprocess.run([*command, "--kills", str(kills), "--seconds", "36000"], cwd=ROOT, check=False)
     if seconds := 36000.0 if everything else options.stages:
         for part in (["states"], ["stages", "--others", "12"]):
             command = [sys.executable, "-m", f"benchmarks.reliability.{part[0]}", str(options.results / "stages")]

@@ -1,8 +1,8 @@
 """Whole runs of the micro campaign on a Prefect server, killed at random moments until they are done.
 
-`python -m benchmarks.reliability.campaigns RESULTS --kills 20 --from-seed N [--mode deployed|local]` adds a line for each
-campaign to the JSON lines of RESULTS until that many kills have happened (or --seconds have passed); a later call with
-another seed goes on. One campaign is one seed and one new store.
+`python -m benchmarks.reliability.campaigns FOLDER --kills 20 [--mode deployed|local]` adds a line for each campaign to
+FOLDER/deployed.jsonl and FOLDER/local.jsonl in turn, until that many kills have happened (or --seconds have passed); a
+later call goes on. One campaign is one seed and one new store.
 
 deployed: runs of the deployments on a worker; killed are stages, the flow, the worker, or worker and flow at once (a
 host that loses its power). Then the worker is brought back, and the run continued by `llama2-style/resume` or
@@ -11,6 +11,7 @@ by running again. local: `roundhouse run` against the same server; killed are st
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -29,6 +30,7 @@ from typing import Any
 import psutil
 
 from benchmarks.reliability.kinds import campaign
+from benchmarks.reliability.stages import add, lines
 from cli import daemon, services
 from cli.site import Site, environment
 from configs import load
@@ -38,10 +40,10 @@ from storage.verify import verify
 from tasks import Run
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 400.0  # seconds for one run of a campaign of 10 s, on a machine that does other work
+PATIENCE = 1500.0  # seconds for one run of a campaign of 10 s, on a machine that does much other work
 WEIGHTS = {
     "deployed": {"worker": 4, "stage": 8, "flow": 1, "host": 1},  # a killed flow's device is free again only after 60 s
-    "local": {"stage": 4, "flow": 1},
+    "local": {"stage": 8, "flow": 1},
 }
 MOST = 20  # kills of one campaign; then it may end
 
@@ -155,7 +157,8 @@ def strike(run: Deployed | Local, site: Site, draw: random.Random, outcome: Outc
     target = draw.choices(list(weights), list(weights.values()))[0]
     if target == "stage" or draw.random() < 0.7:  # most of the time there is work under way; else while it starts
         until(lambda: stages(flow) or not flow.is_running() or run.ended(), "a first stage", 0.02)
-    time.sleep(draw.uniform(0, 1.5 if target == "stage" else 4.0))
+    pace = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # on a machine that does other work all takes longer
+    time.sleep(draw.uniform(0, (1.5 if target == "stage" else 4.0) * pace))
     if target == "stage":
         until(lambda: stages(flow) or not flow.is_running() or run.ended(), "a stage", 0.005)
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -240,41 +243,42 @@ def project(folder: Path) -> Iterator[Site]:
         services.down(site, say=lambda line: None)
 
 
+def one(site: Site, folder: Path, scratch: Path, mode: str, most: int) -> Outcome:
+    """One campaign more, added to the file of its mode."""
+    results = folder / f"{mode}.jsonl"
+    seed = max([0, *(line["seed"] + 1 for line in lines(results))])
+    store = scratch / f"{mode}{seed}"
+    try:
+        outcome = complete(site, store.as_uri(), seed, mode, most)
+        root, problems = root_of(store.as_uri())
+        outcome.same, outcome.problem = root == undisturbed(folder / "undisturbed.txt", scratch), "; ".join(problems)
+    except Stuck as error:
+        outcome = Outcome(seed, mode, problem=str(error))
+    add(results, outcome)
+    print(json.dumps(vars(outcome)), flush=True)
+    shutil.rmtree(store, ignore_errors=True)
+    return outcome
+
+
 def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the services are stopped
     services._START_TIMEOUT = PATIENCE
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=20, help="end after so many")
-    parser.add_argument("--from-seed", type=int, default=0)
-    parser.add_argument("--mode", choices=sorted(WEIGHTS), default="deployed")
+    parser.add_argument("--mode", choices=sorted(WEIGHTS), nargs="*", default=sorted(WEIGHTS))
     parser.add_argument("--seconds", type=float, default=300.0, help="begin no further campaign after this time")
     options = parser.parse_args()
-    options.results.touch()
-    done = [json.loads(line) for line in options.results.read_text().splitlines()]
-    seed = max([options.from_seed, *(line["seed"] + 1 for line in done if line["mode"] == options.mode)])
     began, kills, bad = time.monotonic(), 0, 0
     with tempfile.TemporaryDirectory(dir=os.environ.get("ROUNDHOUSE_SCRATCH")) as scratch:
-        wanted = undisturbed(options.results.with_suffix(".root"), Path(scratch))
+        undisturbed(options.folder / "undisturbed.txt", Path(scratch))
         (Path(scratch) / "project").mkdir()
         with project(Path(scratch) / "project") as site:
-            while kills < options.kills and time.monotonic() - began < options.seconds:
-                store = Path(scratch) / f"store{seed}"
-                try:
-                    outcome = complete(site, store.as_uri(), seed, options.mode, min(MOST, options.kills - kills))
-                    root, problems = root_of(store.as_uri())
-                    outcome.same, outcome.problem = root == wanted, "; ".join(problems)
-                except Stuck as error:
-                    outcome = Outcome(seed, options.mode, problem=str(error))
-                with options.results.open("a") as file:
-                    file.write(json.dumps(vars(outcome)) + "\n")
-                print(json.dumps(vars(outcome)), flush=True)
-                kills, bad, seed = (
-                    kills + len(outcome.kills),
-                    bad + (not outcome.same or bool(outcome.problem)),
-                    seed + 1,
-                )
-                shutil.rmtree(store)
+            for mode in itertools.cycle(options.mode):
+                if kills >= options.kills or time.monotonic() - began > options.seconds:
+                    break
+                outcome = one(site, options.folder, Path(scratch), mode, min(MOST, options.kills - kills))
+                kills, bad = kills + len(outcome.kills), bad + (not outcome.same or bool(outcome.problem))
     return 1 if bad or not kills else 0
 
 
