@@ -236,6 +236,7 @@ def project(folder: Path) -> Iterator[Site]:
             probe.bind(("127.0.0.1", 0))
             ports.append(probe.getsockname()[1])
     site = Site(folder, *ports)
+    services._START_TIMEOUT = PATIENCE
     try:
         services.up(site, say=lambda line: None)
         yield site
@@ -262,7 +263,6 @@ def one(site: Site, folder: Path, scratch: Path, mode: str, most: int) -> Outcom
 
 def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the services are stopped
-    services._START_TIMEOUT = PATIENCE
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=20, help="end after so many")

@@ -129,16 +129,24 @@ def work(url, number, gate, results):
         results.put((computed, store.manifest(ref).record["who"]))
 
 
-def test_four_processes_compute_a_stage_once(store_url, store):
+@pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_four_processes_compute_a_stage_once(store_url, store, tally, rounds):
     if not store.conditional:
         pytest.skip("the store ignores conditions")
     store.close()
+    for number in range(rounds):
+        _four_at_once(store_url if rounds == 1 else f"{store_url}{number}")
+    kind = "folder" if store_url.startswith("file") else "moto"
+    tally(f"four processes at once on {kind}", rounds, "rounds; computed once, one result for all")
+
+
+def _four_at_once(url):
     context = multiprocessing.get_context("spawn")
     gate, results = context.Barrier(4), context.Queue()
-    children = [context.Process(target=work, args=(store_url, number, gate, results)) for number in range(4)]
+    children = [context.Process(target=work, args=(url, number, gate, results)) for number in range(4)]
     for child in children:
         child.start()
-    found = [results.get(timeout=60) for _ in children]
+    found = [results.get(timeout=300) for _ in children]
     for child in children:
         child.join(30)
         assert child.exitcode == 0

@@ -25,7 +25,7 @@ def roots(url: str, cache: Path, until: str | None = None) -> tuple[dict[str, st
         return {label: found.manifest.root for label, found in made.items() if found is not None}, store.retries
 
 
-CASES = [pytest.param("rclone", "v0", marks=pytest.mark.slow_short), ("moto", "v0"), ("rclone", None), ("moto", None)]
+CASES = [pytest.param("rclone", "v0", marks=pytest.mark.slow_short), ("rclone", None), ("moto", None)]
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""Two runs of one campaign at the same time, each on a worker of its own: every stage is computed once, both end well."""
+"""Two runs of one campaign at the same time, each on a worker of its own: every stage is computed once, both end well.
+
+On rclone, which ignores create-only writes, leases are kept apart by the limit of the server.
+"""
 
 import os
 import subprocess
@@ -16,7 +19,7 @@ from benchmarks.reliability.campaigns import project, root_of
 from cli import daemon, provision, services
 from cli.site import Site, environment
 
-LIMIT = 500.0  # seconds, on a machine that does other work
+LIMIT = 2000.0  # seconds, on a machine that does much other work
 
 pytestmark = [pytest.mark.slow, pytest.mark.prefect]
 
@@ -46,17 +49,17 @@ def workers(site: Site, s3: dict[str, str]) -> Iterator[list[int]]:
         worker.wait()
 
 
-@pytest.fixture(params=["folder", pytest.param("moto", marks=pytest.mark.s3)])
-def place(request, tmp_path: Path) -> tuple[str, dict[str, str]]:
-    """A store's URL and the environment that reaches it."""
+@pytest.fixture(params=["folder", *(pytest.param(name, marks=pytest.mark.s3) for name in ("moto", "rclone"))])
+def place(request, tmp_path: Path) -> tuple[str, dict[str, str], str]:
+    """A store's URL, the environment that reaches it, and what it is."""
     if request.param == "folder":
-        return (tmp_path / "store").as_uri(), {}
-    server = request.getfixturevalue("moto")
-    return server.url(), {**server.env, "ROUNDHOUSE_CACHE": str(tmp_path / "cache")}
+        return (tmp_path / "store").as_uri(), {}, "folder"
+    server = request.getfixturevalue(request.param)
+    return server.url(), {**server.env, "ROUNDHOUSE_CACHE": str(tmp_path / "cache")}, server.name
 
 
 @pytest.fixture
-def s3(place: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def s3(place: tuple[str, dict[str, str], str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     for name, value in place[1].items():
         monkeypatch.setenv(name, value)
     return place[1]
@@ -89,8 +92,8 @@ def test_each_stage_is_computed_once(site: Site, place, workers: list[int], tall
     assert all(state in ("Completed", "Cached") for tasks in states for state in tasks.values())
     assert root_of(url)[1] == ()
     share = [sum(state == "Completed" for state in tasks.values()) for tasks in states]
-    kind = url.partition(":")[0]
-    tally(f"two runs at once on two workers ({kind})", len(computed), f"stages, each once: {share[0]} + {share[1]}")
+    note = f"stages, each once: {share[0]} + {share[1]}"
+    tally(f"two runs at once on two workers ({place[2]})", len(computed), note)
 
 
 def _tasks(site: Site, run: UUID) -> dict[str, str]:
