@@ -142,7 +142,7 @@ def sentence(ranking: Mapping[str, Any]) -> str:
 
 
 def matrix(ranking: Mapping[str, Any]) -> list[Heat]:
-    """Differences of every two; shaded where significant after correction over all pairs."""
+    """Differences of every two, columns by rank; shaded where significant after correction over all pairs."""
     names = [entry["name"] for entry in ranking["entries"]]
     heats = []
     for measure, title in (("gold", "Gold"), ("score", "Reward models")):
@@ -150,7 +150,8 @@ def matrix(ranking: Mapping[str, Any]) -> list[Heat]:
         if not pairs:
             continue
         most = max(abs(p["difference"]) for p in pairs.values()) or 1.0
-        heats.append(Heat(measure, title, names, [(a, [_cell(a, b, pairs, most) for b in names]) for a in names]))
+        rows = [(f"{i}. {a}", [_cell(a, b, pairs, most) for b in names]) for i, a in enumerate(names, start=1)]
+        heats.append(Heat(measure, title, [str(i) for i in range(1, len(names) + 1)], rows))
     return heats
 
 
@@ -177,11 +178,13 @@ def figures(ranking: Mapping[str, Any], took: Mapping[str, Cost]) -> list[Figure
     order, one = Series(by, points, line=False), Axis(by)
     found = [figure(f"{title} by rank", [order], Axis("rank", ticks), one, caption=note, size=WIDE)]
     over = [
-        Point(max(0.0, e["kl"]["mean"]) ** 0.5, e[by]["mean"], tip(e), tag=e["name"]) for e in entries if e.get("kl")
+        Point(max(0.0, e["kl"]["mean"]) ** 0.5, e[by]["mean"], f"{i}. {tip(e)}", tag=str(i))
+        for i, e in enumerate(entries, start=1)
+        if e.get("kl")
     ]
     if over:
         across = Axis("square root of the KL to the start, nats a response")
-        note = "How far each moved from the start, and what for."
+        note = "How far each moved from the start, and what for. Numbers are ranks."
         found.append(figure(f"{title} over KL", [Series(by, over, line=False)], across, one, caption=note, size=WIDE))
     return found
 
