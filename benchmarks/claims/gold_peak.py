@@ -8,7 +8,7 @@ from configs import Entrant
 TEXT = "gold peaks while the proxy keeps rising"
 SOURCE = "Gao et al. 2022, figure 1"
 MATTERS, UNIT = 0.02, "of the measure"
-LEGS = (12, 12, 24, 48, 48)  # iterations of each leg; the bake-off's PPO has 48 in all
+LEGS = (12, 12, 24, 48)  # iterations of each leg; the bake-off's PPO has 48 in all
 PPO = Entrant(
     method="ppo", family="online", preset="llama2", config={"kl_coef": 0.0}
 )  # as in most of the source's runs

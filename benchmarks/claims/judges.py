@@ -14,7 +14,7 @@ from engine.scoring import load_scorers, score_texts
 from flows.rounds import base_of
 from tasks import Artifact, annotate, reward, train
 
-SIZES = {24: (1, 2), 48: (1, 3), 160: (3, 10)}  # width: layers, heads; 0.06, 0.08 and 3.5 times the policy's parameters
+SIZES = {24: (1, 2), 48: (1, 3), 144: (2, 9)}  # width: layers, heads; 0.1, 0.2 and 2.1 times the policy's parameters
 PAIRS = (144, 575)  # prompts annotated, of the bake-off's 2300
 ALL = (*(f"width-{width}" for width in SIZES), *(f"pairs-{prompts}" for prompts in PAIRS), "shared")
 ANSWERS = ("v0", "sft", "conditional", "steerlm", "filtered", "rwr", "rrhf", "rejection-worst")  # near the start

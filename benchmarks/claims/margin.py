@@ -43,7 +43,7 @@ def right_by_grade(lab: Lab, model: Artifact) -> dict[int, list[float]]:
     _, held = split(reader, (row for row in rows if row["kind"] == "helpfulness"), recipe.held_out)
     job = Job("reward", recipe, {}, Path("."), lab.run.runtime)
     found: dict[int, list[float]] = defaultdict(list)
-    for item, ((good,), (bad,)) in zip(held, judge(job, load_reward(folder, lab.run.runtime), held, chat.pad_id)):
+    for item, (good, bad) in zip(held, judge(job, load_reward(folder, lab.run.runtime), held, chat.pad_id)):
         found[int(item.grade)].append(float(good > bad))
     return found
 

@@ -5,7 +5,7 @@ from benchmarks.claims.lab import Effect, Lab, mean_effect
 
 TEXT = "the accuracy of a reward model rises with its size"
 SOURCE = "Llama 2, figure 6; Gao et al. 2022"
-MATTERS, UNIT = 0.03, "accuracy, width 160 less width 24"
+MATTERS, UNIT = 0.03, "accuracy, width 144 less width 24"
 NAMES = (*(f"width-{width}" for width in SIZES), "shared")
 
 
@@ -16,7 +16,7 @@ def stages(lab: Lab) -> list:
 def measure(lab: Lab) -> Effect:
     """On held-out responses ordered by gold, paired over prompts."""
     found = accuracy(lab, NAMES)
-    shown = {name: found[name] for name in ("width-24", "width-48", "shared", "width-160")}
+    shown = {name: found[name] for name in ("width-24", "width-48", "shared", "width-144")}
     return mean_effect(
-        found["width-160"] - found["width-24"], ", ".join(f"{name} {v.mean():.3f}" for name, v in shown.items())
+        found["width-144"] - found["width-24"], ", ".join(f"{name} {v.mean():.3f}" for name, v in shown.items())
     )

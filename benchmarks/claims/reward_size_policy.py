@@ -5,7 +5,7 @@ from benchmarks.claims.lab import Effect, Lab, mean_effect
 
 TEXT = "the larger the reward model, the better the policy that it trains"
 SOURCE = "Gao et al. 2022, figure 3"
-MATTERS, UNIT = 0.02, "gold, width 160 less width 24"
+MATTERS, UNIT = 0.02, "gold, width 144 less width 24"
 NAMES = (*(f"width-{width}" for width in SIZES), "shared")
 
 
@@ -16,6 +16,6 @@ def stages(lab: Lab) -> list:
 def measure(lab: Lab) -> Effect:
     """Gold of rejection sampling under the largest less that under the smallest."""
     shown = ", ".join(
-        f"{name} {gold(lab, name).mean():.3f}" for name in ("width-24", "width-48", "shared", "width-160")
+        f"{name} {gold(lab, name).mean():.3f}" for name in ("width-24", "width-48", "shared", "width-144")
     )
-    return mean_effect(gold(lab, "width-160") - gold(lab, "width-24"), shown)
+    return mean_effect(gold(lab, "width-144") - gold(lab, "width-24"), shown)

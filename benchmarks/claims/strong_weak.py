@@ -9,7 +9,7 @@ TEXT = "DPO on strong-against-weak pairs beats SFT on the strong responses"
 SOURCE = "Xu et al. 2023, table 3"
 MATTERS, UNIT = 0.02, "gold"
 STRONG, WEAK = "rejection", "v0"  # the student starts from the weak one
-PROMPTS = 2300  # of both
+PROMPTS = 1000  # of both
 TEMPERATURE = 0.8
 
 

@@ -1,5 +1,7 @@
 """Without a penalty on the KL a policy leaves the language of its start."""
 
+from typing import Any
+
 from benchmarks.claims.lab import Effect, Lab
 from configs import Entrant
 
@@ -7,10 +9,8 @@ TEXT = "the token KL penalty prevents collapse: without it gold is lower and the
 SOURCE = "Zheng et al. 2023; MOSS-RLHF"
 MATTERS, UNIT = 0.02, "gold"
 RATE = {"learning_rate": 1e-3, "schedule": "constant", "warmup": 0.0, "min_warmup_steps": 0}
-HARD = {
-    "optimizer": RATE,
-    "tripwires": {"on_alarm": "record"},
-}  # else the ladder would rescue the run without a penalty
+# 24 iterations; alarms only recorded, else the ladder would rescue the run without a penalty
+HARD: dict[str, Any] = {"iterations": 24, "optimizer": RATE, "tripwires": {"on_alarm": "record"}}
 WITH = Entrant(method="ppo", family="online", preset="llama2", config={"kl_coef": 0.1})
 WITHOUT = Entrant(method="ppo", family="online", preset="llama2", config={"kl_coef": 0.0})
 
