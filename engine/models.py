@@ -174,7 +174,7 @@ def _load(auto: Any, folder: Path, dtype: Dtype, dropout: float, head: str | Non
     _set_dropout(config, dropout)
     with quiet(), torch.random.fork_rng(devices=[]):
         model, info = auto.from_pretrained(
-            folder, config=config, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True,
+            folder, config=config, dtype=getattr(torch, dtype), use_safetensors=True,
             trust_remote_code=False, local_files_only=True, output_loading_info=True,
         )  # fmt: skip
     if missing := sorted(set(info["missing_keys"]) - {head}):

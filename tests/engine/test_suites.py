@@ -11,7 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    GPT2Config,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
 from engine import panel, suites
 from engine.errors import StageError
@@ -269,3 +278,66 @@ def test_shared_suites_are_read_whole(name: str, subsets: int) -> None:
     found = suites.load(folder)
     assert len(found) == {"llmbar": 566, "hhh_alignment": 221}[name] and len({q.subset for q in found}) == subsets
     assert all(len(q.responses) == 2 and q.messages[0]["content"].strip() for q in found)  # some responses are empty
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SMALL = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 2,
+         "initializer_range": 0.3}  # fmt: skip
+STRANGERS: dict[str, Any] = {
+    "gpt2": GPT2Config(
+        vocab_size=400, n_positions=256, n_embd=32, n_layer=2, n_head=2, pad_token_id=2, initializer_range=0.3
+    ),
+    "qwen2": Qwen2Config(**SMALL, intermediate_size=64, num_key_value_heads=1, max_position_embeddings=256),
+    "bert": BertConfig(**SMALL, intermediate_size=64, max_position_embeddings=256),
+    "deberta-v2": DebertaV2Config(**SMALL, intermediate_size=64, max_position_embeddings=256, type_vocab_size=0),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_any_hugging_face_reward_model_is_scored_as_plain_transformers_scores_it(tmp_path: Path, kind: str) -> None:
+    """A folder that knows nothing of us: its own byte-level tokenizer, ChatML, decoder or encoder; each text scored alone."""
+    rows = [
+        {
+            "prompt": f"question {i}?",
+            "chosen": f"a red fox {i}" * (i % 4 + 1),
+            "rejected": "a tree" * (i + 1),
+            "subset": "s",
+        }
+        for i in range(12)
+    ]
+    suite, folder = tmp_path / "suite.jsonl", tmp_path / "stranger"
+    suite.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<|im_start|>", "<|im_end|>", "<|pad|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    raw.train_from_iterator(
+        [row["chosen"] + row["rejected"] for row in rows],
+        trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<|pad|>", eos_token="<|im_end|>")
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(1)
+    config = STRANGERS[kind]
+    config.num_labels = 1
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    own = PreTrainedTokenizerFast.from_pretrained(folder)  # AutoTokenizer puts Qwen2's usual one in its place
+    alone = []
+    for row in rows:
+        for said in (row["chosen"], row["rejected"]):
+            talk = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": said}]
+            ids = own.apply_chat_template(talk, tokenize=True, return_tensors="pt", return_dict=True)["input_ids"]
+            with torch.no_grad():
+                alone.append(plain(ids).logits.item())
+    assert max(alone) - min(alone) > 0.1
+    read, scores, _ = panel._reward(folder)
+    pairs = [read(asked.messages, said) for asked in suites.load(suite) for said in asked.responses]
+    with torch.inference_mode():
+        assert scores(pairs) == pytest.approx(alone, abs=1e-4)  # together, padded
+    found = run(suite, folder, rows=5)
+    assert found["score"] == sum(a > b for a, b in zip(alone[::2], alone[1::2])) / 12 and found["cut"] == 0

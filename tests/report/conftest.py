@@ -433,7 +433,12 @@ def store(tmp_path: Path) -> Store:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     """A whole small campaign, made once."""
     folder = tmp_path_factory.mktemp("campaign")
-    campaign = Campaign(open_store(folder / "store", cache=folder / "cache"))
+    return make_whole(open_store(folder / "store", cache=folder / "cache"))
+
+
+def make_whole(store: Store) -> Campaign:
+    """A whole campaign in a store."""
+    campaign = Campaign(store)
     add_start(campaign)
     add_evaluation(campaign, "base", None)
     add_evaluation(campaign, "v0", None)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.opening import MOST_BYTES, MOST_SECONDS, opened
 from report import write
+from storage import Store
 from tests.browser import CHROMIUM, Browser
-from tests.report.conftest import PROMPTS, Campaign
+from tests.report.conftest import PROMPTS, Campaign, make_whole
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
 
@@ -32,6 +34,20 @@ def test_opens_at_once_without_errors_or_requests(browser: Browser, page: Path) 
     assert browser.evaluate("document.querySelectorAll('img').length") == 0
     found = {one["name"]: one["value"] for one in browser.call("Performance.getMetrics")["metrics"]}
     assert found["TaskDuration"] < 0.7  # seconds of the page's own thread, however busy the machine is
+
+
+def test_the_largest_page_keeps_its_promises(
+    browser: Browser, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many held-out prompts as the page has room for: at most 3 MB, and open within a second of its own work."""
+    monkeypatch.setattr("tests.report.conftest.PROMPTS", 2600)
+    page = write(store, make_whole(store).view, tmp_path / "large.html")
+    assert 1_400_000 < page.stat().st_size <= MOST_BYTES
+    browser.call("Performance.enable", timeDomain="threadTicks")
+    _, worked = opened(browser, page)
+    assert browser.errors == [] and worked < MOST_SECONDS
+    count = browser.evaluate("document.querySelector('#responses-filters .count').textContent")
+    assert count == "2600 prompts"
 
 
 def test_an_inline_handler_would_not_run(browser: Browser, page: Path) -> None:
