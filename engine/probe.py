@@ -5,14 +5,13 @@ import statistics
 from typing import Any
 
 from configs.recipes import Probe
-from engine.diversity import self_bleu
 from engine.drawing import draw, fit, keep, restore, rows_at
 from engine.errors import StageError
 from engine.generate import generate
 from engine.job import Job
 from engine.models import load_policy
 from engine.scoring import Scorer, combine, load_scorers, score_all
-from engine.statistics import best_of_n
+from engine.statistics import best_of_n, self_bleu
 from engine.template import load_chat
 
 
@@ -81,7 +80,7 @@ def _point(
     groups = [slice(i, i + recipe.k) for i in range(0, len(asked), recipe.k)]
     sizes = sorted({2**e for e in range(recipe.k.bit_length()) if 2**e <= recipe.k} | {recipe.k})
     best = {n: sum(best_of_n(proxy[g], values[g], n) for g in groups) / len(groups) for n in sizes}
-    repeated = [value for g in groups if (value := self_bleu([text for _, text in texts[g]])) is not None]
+    repeated = [self_bleu([text for _, text in texts[g]]) for g in groups] if recipe.k > 1 else []
     return {
         "temperature": temperature,
         "expected_max": best[recipe.k],

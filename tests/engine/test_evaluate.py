@@ -15,7 +15,7 @@ from engine import compare, evaluate, judges
 from engine.drawing import fingerprint
 from engine.errors import StageError
 from engine.job import Job
-from engine.models import load_policy
+from engine.models import load_policy, save_model
 from engine.scoring import load_scorers, names
 from engine.tables import read_table
 from engine.template import load_chat
@@ -59,6 +59,17 @@ def test_responses_are_to_held_out_prompts_and_judged_by_gold(versions: Any, pro
     mean = sum(row["gold_helpfulness"] for row in rows) / len(rows)
     assert summary["gold_helpfulness"]["mean"] == pytest.approx(mean)
     assert summary["gold_helpfulness"]["low"] <= mean <= summary["gold_helpfulness"]["high"]
+
+
+def test_averaged_weights_cannot_be_taken_for_the_live_ones(policies: dict[str, Path], tmp_path: Path) -> None:
+    """T87: nothing here averages weights, and an evaluation names the weights that answered; an average has another name."""
+    chat, live = load_chat(policies["llama"]), load_policy(policies["llama"], Runtime())
+    save_model(live, chat, tmp_path / "live", "policy")
+    for parameter in live.parameters():
+        parameter.data = parameter.data.lerp(torch.zeros_like(parameter.data), 0.001)
+    save_model(live, chat, tmp_path / "averaged", "policy")
+    names = [fingerprint(folder) for folder in (policies["llama"], tmp_path / "live", tmp_path / "averaged")]
+    assert names[0] == names[1] != names[2]
 
 
 def test_every_version_answers_the_same_prompts(versions: Any) -> None:

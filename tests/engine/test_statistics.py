@@ -94,8 +94,17 @@ def test_diversity() -> None:
     assert s.repetition([1, 2, 3, 4], 2) == 0.0
 
 
-def test_self_bleu_of_equal_and_of_disjoint_texts() -> None:
+def test_self_bleu_of_equal_and_of_disjoint_texts() -> None:  # T83
     assert s.self_bleu(["a b c d e", "a b c d e"]) == pytest.approx(1.0)
     assert s.self_bleu(["a b c d e", "v w x y z"]) == 0.0
     assert 0 < s.self_bleu(["a b c d e", "a b c x y"]) < 1
     assert math.isnan(s.self_bleu(["only one"]))
+
+
+def test_bleu_by_hand() -> None:
+    """the cat sat on, against the cat sat down here (5 words): 3/4 of the words, (2+1)/(3+1), (1+1)/(2+1), (0+1)/(1+1) of the
+    longer n-grams; the nearest reference has 5 words: brevity exp(1 - 5/4). A word counts as often as a reference has it."""
+    wanted = (3 / 4 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25 * math.exp(-0.25)
+    assert s._bleu(["the", "cat", "sat", "on"], [["the", "cat", "sat", "down", "here"]], 4) == pytest.approx(wanted)
+    wanted = (1 / 3 * 1 / 3 * 1 / 2 * 1 / 1) ** 0.25
+    assert s._bleu(["the", "the", "the"], [["the", "cat"]], 4) == pytest.approx(wanted)

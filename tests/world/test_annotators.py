@@ -35,6 +35,17 @@ def test_two_annotators_agree_on_seventy_percent(kind):
     assert mean(agreed) == pytest.approx(0.70, abs=0.03)
 
 
+@pytest.mark.parametrize("kind", ["helpfulness", "safety"])
+def test_the_response_shown_first_is_not_preferred(kind):
+    """T82, for those here who see two responses side by side: shown both ways round, the first wins as often as the second."""
+    rng = random.Random(3)
+    pairs = _pairs(3000, kind == "safety") * 4
+    first = [
+        world.annotate(messages, *shown, kind, rng).prefers_a for messages, a, b in pairs for shown in ((a, b), (b, a))
+    ]
+    assert mean(first) == pytest.approx(0.5, abs=0.015)
+
+
 def test_the_two_kinds_of_annotation_disagree_about_harm():
     rng = random.Random(0)
     votes = {
