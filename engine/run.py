@@ -92,6 +92,7 @@ def main(spec: dict[str, Any]) -> int:
     if workers.wanted(spec):
         return workers.launch(spec)
     began, cpu = time.monotonic(), time.process_time()
+    job: Job | None = None
     try:
         job = open_job(spec)
         settle(job.runtime, int(getattr(job.recipe, "seed", 0)))
@@ -100,6 +101,7 @@ def main(spec: dict[str, Any]) -> int:
         say(
             event="done",
             summary=summary,
+            pace=job.pace(),
             seconds=time.monotonic() - began,
             cpu_seconds=time.process_time() - cpu,
             peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -107,12 +109,22 @@ def main(spec: dict[str, Any]) -> int:
         return 0
     except BaseException as error:
         traceback.print_exc()
+        _close(job)
         say(
             event="failed",
             kind=type(error).__name__,
             message=" ".join(str(error).split())[:2000] or type(error).__name__,
         )
         return 1
+
+
+def _close(job: Job | None) -> None:
+    """Let a failed stage's last save point be stored: the next run goes on from it."""
+    try:
+        if job is not None:
+            job.close()
+    except BaseException:
+        traceback.print_exc()  # the first failure is the one to tell
 
 
 def say(**event: Any) -> None:

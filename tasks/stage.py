@@ -222,6 +222,7 @@ def _work(
     record = {
         **_provenance(stage, runtime),
         "summary": done["summary"],
+        "pace": done.get("pace"),
         "seconds": round(done["seconds"], 3),
         "cpu_seconds": round(done["cpu_seconds"], 3),
         "peak_bytes": done["peak_bytes"],
