@@ -6,8 +6,8 @@ a `raise` left out.
 """
 
 import ast
-import copy
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,56 +46,92 @@ class Mutant:
     """One change: where, what, and the changed source."""
 
     file: str  # stem
+    function: str  # around it: "gae", "Config.__post_init__"; "" at the module's level
     line: int
     change: str
+    number: int  # of this change among equal ones in this function, from 1
     source: str
 
     @property
     def key(self) -> str:
         return hashlib.sha256(f"{self.file}\n{self.source}".encode()).hexdigest()[:16]
 
+    @property
+    def place(self) -> str:
+        """A name that outlives changes elsewhere in the file."""
+        return f"{self.file}.{self.function}: {self.change}" + (f" ({self.number})" if self.number > 1 else "")
+
 
 def mutants(path: Path) -> Iterator[Mutant]:
-    """Every mutant of one file that differs from it, each once."""
+    """Every mutant of one file that differs from it, each once. Docstrings are left out: they change no outcome."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    seen = {ast.unparse(tree)}
-    for place, node in enumerate(_walk(tree)):
-        for change, replacement in _changes(node):
-            other = copy.deepcopy(tree)
-            target = _walk(other)[place]
-            _replace(other, target, replacement)
-            source = ast.unparse(ast.fix_missing_locations(other))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    parts = [ast.unparse(statement) for statement in tree.body]
+    seen = {"\n".join(parts)}
+    equal: Counter[tuple[str, str]] = Counter()
+    for spot in _spots(tree):
+        for change, replacement in _changes(spot.node):
+            _put(spot, replacement)
+            whole = tree.body[spot.statement]
+            source = "\n".join([*parts[: spot.statement], ast.unparse(whole), *parts[spot.statement + 1 :]])
+            _put(spot, spot.node)
             if source not in seen:
                 seen.add(source)
-                yield Mutant(path.stem, getattr(node, "lineno", 0), change, source)
+                equal[spot.function, change] += 1
+                line = getattr(spot.node, "lineno", 0)
+                yield Mutant(path.stem, spot.function, line, change, equal[spot.function, change], source)
 
 
-def _walk(tree: ast.Module) -> list[ast.AST]:
-    """Nodes worth changing, in a fixed order: what functions do and module constants, not declarations and types."""
-    found: list[ast.AST] = []
+@dataclass(frozen=True)
+class _Spot:
+    """A node worth changing and where it hangs."""
 
-    def visit(node: ast.AST) -> None:
-        found.append(node)
-        if isinstance(node, ast.Raise):  # that it is raised counts, the words are for people
+    node: ast.AST
+    parent: ast.AST
+    field: str
+    index: int | None  # in the field's list
+    statement: int  # of the module
+    function: str
+
+
+def _put(spot: _Spot, node: ast.AST) -> None:
+    if spot.index is None:
+        setattr(spot.parent, spot.field, node)
+    else:
+        getattr(spot.parent, spot.field)[spot.index] = node
+
+
+def _spots(tree: ast.Module) -> list[_Spot]:
+    """In a fixed order: what functions do and module constants, not declarations and types."""
+    found: list[_Spot] = []
+
+    def visit(spot: _Spot) -> None:
+        found.append(spot)
+        if isinstance(spot.node, ast.Raise):  # that it is raised counts, the words are for people
             return
-        for name, value in ast.iter_fields(node):
+        for name, value in ast.iter_fields(spot.node):
             if name in ("annotation", "returns", "decorator_list", "bases"):
                 continue
-            for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST):
-                    visit(child)
+            if isinstance(value, ast.AST):
+                visit(_Spot(value, spot.node, name, None, spot.statement, spot.function))
+            elif isinstance(value, list):
+                for i, child in enumerate(value):
+                    if isinstance(child, ast.AST):
+                        visit(_Spot(child, spot.node, name, i, spot.statement, spot.function))
 
-    for node in tree.body:
+    for number, node in enumerate(tree.body):
         if isinstance(node, ast.FunctionDef):
-            visit(node)
+            visit(_Spot(node, tree, "body", number, number, node.name))
         elif isinstance(node, ast.ClassDef):
-            for item in node.body:
+            for i, item in enumerate(node.body):
                 if isinstance(item, ast.FunctionDef):
-                    visit(item)
+                    visit(_Spot(item, node, "body", i, number, f"{node.name}.{item.name}"))
         elif (
             isinstance(node, ast.Assign) and not {t.id for t in node.targets if isinstance(t, ast.Name)} & DECLARATIONS
         ):
-            visit(node.value)
+            visit(_Spot(node.value, node, "value", None, number, ""))
     return found
 
 
@@ -150,16 +186,3 @@ def _call_changes(node: ast.Call, text: str) -> Iterator[tuple[str, ast.AST]]:
         if keyword.arg:
             rest = [*node.keywords[:i], *node.keywords[i + 1 :]]
             yield f"{text}: {keyword.arg}= left out", ast.Call(node.func, node.args, rest)
-
-
-def _replace(tree: ast.AST, old: ast.AST, new: ast.AST) -> None:
-    for parent in ast.walk(tree):
-        for name, value in ast.iter_fields(parent):
-            if value is old:
-                setattr(parent, name, new)
-                return
-            if isinstance(value, list):
-                for i, child in enumerate(value):
-                    if child is old:
-                        value[i] = new
-                        return

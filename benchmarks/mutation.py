@@ -5,9 +5,11 @@
     python -m benchmarks.mutation --only ops,ppo   # some files
     python -m benchmarks.mutation --table          # what is known so far, survivors last
 
-pytest collects tests/methods once; each mutant (benchmarks/mutants.py) is planted in a fork of that process, where the tests
-that name its file run first, then those of its method or, for a shared file, all, until one fails. Results are kept by the
-digest of file and mutant in .roundhouse/mutation; a survivor is tried again when the tests have changed.
+pytest collects tests/methods once and runs it once, noting which functions of methods/ each test enters. Each mutant
+(benchmarks/mutants.py) is planted in a fork of that process, where the tests that enter the broken function run until one
+fails: those that killed its neighbours first, then the quickest. Results are kept by the digest of file and mutant in
+.roundhouse/mutation; a survivor is tried again when the tests have changed. benchmarks/equivalent_mutants.yaml says of the
+survivors that are left why no test can tell them from the code.
 """
 
 import argparse
@@ -15,28 +17,31 @@ import ast
 import hashlib
 import json
 import os
-import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import hypothesis
 import pytest
+import yaml
 from _pytest.runner import runtestprotocol
 
 from benchmarks.mutants import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ROOT / "tests" / "methods"
-SECONDS = 300  # for one mutant; a loop without end is killed by it
-ALONE = {"__init__", "gatt", "schedules"}  # no method imports them: only the tests that name them can tell
+ROOM, TESTS = ROOT / "methods", ROOT / "tests" / "methods"
+EQUIVALENT = ROOT / "benchmarks" / "equivalent_mutants.yaml"
+SECONDS = 60  # of processor time for one mutant; a loop without end is killed by it
 FRESH = (
     "test_listing_and_describing_import_no_torch"  # starts an interpreter, which reads the files: no mutant is there
 )
 Results = dict[str, dict[str, Any]]  # key -> a line of the results
+Reached = dict[str, dict[str, Any]]  # test -> {seconds, functions: ["ops.gae", ...]}
 
 
 class Loop:
@@ -44,46 +49,84 @@ class Loop:
 
     def __init__(self, wanted: list[Mutant], results: Results, file: Path):
         self.wanted, self.results, self.file = wanted, results, file
+        self.kills: dict[str, Counter[str]] = {}  # file -> test -> mutants
+        for row in results.values():
+            self.kills.setdefault(row["file"], Counter())[row.get("by", "")] += 1
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Plant and test every mutant that is not known yet."""
-        items = [item for item in session.items if FRESH not in item.nodeid]
-        if session.testsfailed or self._run(None, items) != "survived":
-            raise pytest.UsageError("the tests fail without a mutant: run pytest tests/methods and mend that first")
-        tests = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(TESTS.glob("*.py")))).hexdigest()[:16]
+        items = {item.nodeid: item for item in session.items if FRESH not in item.nodeid}
+        tests = digest(TESTS)
+        known = self.file.parent / f"reached-{tests}-{digest(ROOM)}.json"
+        if not known.exists():
+            reached = None if session.testsfailed else reach(list(items.values()))
+            if reached is None:
+                raise pytest.UsageError("the tests fail without a mutant: run pytest tests/methods and mend that first")
+            known.write_text(json.dumps(reached), encoding="utf-8")
+        reached = json.loads(known.read_text(encoding="utf-8"))
         for number, mutant in enumerate(self.wanted):
-            known = self.results.get(mutant.key, {})
-            if known.get("outcome") in ("killed", "timeout") or known.get("tests") == tests:
+            before = self.results.get(mutant.key, {})
+            if before.get("outcome") in ("killed", "timeout") or before.get("tests") == tests:
                 continue
             start = time.monotonic()
-            outcome = self._run(mutant, list(relevant(items, mutant.file)))
-            row = {"key": mutant.key, "outcome": outcome, "tests": tests, "file": mutant.file, "line": mutant.line}
+            outcome, by = self._run(mutant, [items[name] for name in self._order(mutant, items, reached)])
+            row = {"key": mutant.key, "outcome": outcome, "tests": tests, "file": mutant.file, "by": by}
             self.results[mutant.key] = row
+            self.kills.setdefault(mutant.file, Counter())[by] += 1
             with self.file.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
             done = f"{number + 1}/{len(self.wanted)} {outcome:8} {time.monotonic() - start:5.1f}s"
             print(f"{done} {mutant.file}.py:{mutant.line} {mutant.change}", flush=True)
         return True
 
-    def _run(self, mutant: Mutant | None, items: list[pytest.Item]) -> str:
+    def _order(self, mutant: Mutant, items: dict[str, pytest.Item], reached: Reached) -> list[str]:
+        """The tests that enter the mutant's function (of a constant: its file), then the rest of those that name its file."""
+        place = f"{mutant.file}.{mutant.function}"
+        if mutant.function:
+            inside = {name for name in items if place in reached[name]["functions"]}
+        else:
+            inside = {
+                name for name in items if any(f.startswith(f"{mutant.file}.") for f in reached[name]["functions"])
+            }
+        near = {name for name, item in items.items() if mutant.file in imported(item.path)}
+        kills = self.kills.get(mutant.file, Counter())
+        return sorted(
+            inside | near, key=lambda name: (-kills[name], name not in inside, reached[name]["seconds"], name)
+        )
+
+    def _run(self, mutant: Mutant, items: list[pytest.Item]) -> tuple[str, str]:
+        """killed, survived or timeout; and by which test."""
+        out, into = os.pipe()
         child = os.fork()
         if child == 0:
-            signal.alarm(SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process
+            signal.alarm(30 * SECONDS)
             null = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(null, stream)
-            os._exit(0 if _pass(mutant, items) else 1)
-        status = os.waitpid(child, 0)[1]
-        return "timeout" if os.WIFSIGNALED(status) else "survived" if os.WEXITSTATUS(status) == 0 else "killed"
+            os.write(into, (_killer(mutant, items) or "").encode())
+            os._exit(0)
+        os.close(into)
+        with os.fdopen(out, "rb") as stream:
+            by = stream.read().decode()
+        if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+            return "timeout", ""
+        return ("killed", by) if by else ("survived", "")
 
 
-def _pass(mutant: Mutant | None, items: list[pytest.Item]) -> bool:
+def _killer(mutant: Mutant, items: list[pytest.Item]) -> str | None:
+    """The first test that fails under the mutant."""
     try:
-        if mutant:
-            plant(mutant)
-        return all(not report.failed for item in items for report in runtestprotocol(item, log=False, nextitem=None))
-    except BaseException:  # a mutant that cannot even be imported, or that ends the process, is noticed
-        return False
+        plant(mutant)
+    except BaseException:  # a mutant that cannot even be imported is noticed
+        return "import"
+    for item in items:
+        try:
+            if any(report.failed for report in runtestprotocol(item, log=False, nextitem=None)):
+                return item.nodeid
+        except BaseException:  # one that ends the process, too
+            return item.nodeid
+    return None
 
 
 def plant(mutant: Mutant) -> None:
@@ -102,23 +145,33 @@ def plant(mutant: Mutant) -> None:
                     setattr(importer, key, new[id(value)])
 
 
-def relevant(items: list[pytest.Item], file: str) -> Iterator[pytest.Item]:
-    """The tests that can notice a mutant of `methods/<file>.py`, the nearest first."""
-    near = [item for item in items if file in _imported(item.path)]
-    yield from near
-    if file in ALONE:
-        return
-    rest = [item for item in items if item not in near]
-    if file == "candidates":  # plain Python behind `select`: no loss reads it
-        rest = [item for item in rest if item.path.stem in ("test_preferences", "test_configs")]
-    if "class Config" in (ROOT / "methods" / f"{file}.py").read_text(encoding="utf-8"):
-        name = file.replace("_", "-")
-        rest = [item for item in rest if re.search(rf"[\[-]{name}[-\]]", item.nodeid)]
-    yield from sorted(rest, key=lambda item: item.path.stem != "test_oracle")
+def reach(items: list[pytest.Item]) -> Reached | None:
+    """Which functions of methods/ every test enters, and how long it takes; None where one fails."""
+    room, found = str(ROOM), set()
+
+    def enter(frame: FrameType, event: str, argument: object) -> None:
+        code = frame.f_code
+        if code.co_filename.startswith(room):
+            found.add(f"{Path(code.co_filename).stem}.{code.co_qualname.split('.<locals>')[0]}")
+
+    reached: Reached = {}
+    for item in items:
+        found.clear()
+        start = time.process_time()
+        sys.settrace(enter)
+        try:
+            reports = runtestprotocol(item, log=False, nextitem=None)
+        finally:
+            sys.settrace(None)
+        if any(report.failed for report in reports):
+            print(f"{item.nodeid} fails without a mutant", flush=True)
+            return None
+        reached[item.nodeid] = {"seconds": round(time.process_time() - start, 3), "functions": sorted(found)}
+    return reached
 
 
 @cache
-def _imported(path: Path) -> frozenset[str]:
+def imported(path: Path) -> frozenset[str]:
     """Which files of methods/ a test file imports by name."""
     found = {"__init__"} if path.stem == "test_slot" else set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -129,20 +182,34 @@ def _imported(path: Path) -> frozenset[str]:
     return frozenset(found)
 
 
-def table(results: Results, wanted: list[Mutant]) -> str:
-    """Markdown: one line a file, then every survivor."""
-    columns = ("killed", "timeout", "survived", "not run")
+def digest(folder: Path) -> str:
+    """Of all Python files of a folder."""
+    return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(folder.glob("*.py")))).hexdigest()[:16]
+
+
+def read_equivalent() -> dict[str, str]:
+    """place -> why no test can tell this mutant from the code."""
+    return dict(yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8")) or {})
+
+
+def table(results: Results, wanted: list[Mutant], equivalent: dict[str, str]) -> str:
+    """Markdown: one line a file, then every survivor, the explained ones with their reason."""
+    columns = ("killed", "timeout", "explained", "survived", "not run")
     counts: dict[str, dict[str, int]] = {}
+    left, told = [], []
     for mutant in wanted:
         outcome = results.get(mutant.key, {}).get("outcome", "not run")
+        if outcome == "survived" and mutant.place in equivalent:
+            outcome = "explained"
+            told.append(f"- `{mutant.place}`: {equivalent[mutant.place]}")
+        elif outcome == "survived":
+            left.append(f"- {mutant.file}.py:{mutant.line} `{mutant.place}`")
         for file in (mutant.file, "all"):
-            found = counts.setdefault(file, dict.fromkeys(columns, 0))
-            found[outcome] += 1
-    lines = ["| file | mutants | killed | timeout | survived | not run |", "|---|---|---|---|---|---|"]
+            counts.setdefault(file, dict.fromkeys(columns, 0))[outcome] += 1
+    lines = [f"| file | mutants | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     for file, found in sorted(counts.items(), key=lambda pair: (pair[0] == "all", pair[0])):
         lines.append(f"| {file} | {sum(found.values())} | {' | '.join(str(found[column]) for column in columns)} |")
-    survivors = [m for m in wanted if results.get(m.key, {}).get("outcome") == "survived"]
-    return "\n".join([*lines, "", *(f"- {m.file}.py:{m.line} {m.change}" for m in survivors)])
+    return "\n".join([*lines, "", *(["Explained:", "", *told, ""] if told else []), *left])
 
 
 def main() -> None:
@@ -154,7 +221,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="run nothing")
     arguments = parser.parse_args()
     only = set(filter(None, arguments.only.split(",")))
-    files = [path for path in sorted((ROOT / "methods").glob("*.py")) if not only or path.stem in only]
+    files = [path for path in sorted(ROOM.glob("*.py")) if not only or path.stem in only]
     wanted = [mutant for path in files for mutant in mutants(path)]
     arguments.results.mkdir(parents=True, exist_ok=True)
     results: Results = {}
@@ -165,11 +232,13 @@ def main() -> None:
     if not arguments.table:
         shard, shards = map(int, arguments.shard.split("/"))
         loop = Loop(wanted[shard::shards], results, arguments.results / f"shard-{shard}-{shards}.jsonl")
+        hypothesis.settings.register_profile("mutants", phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate])
+        hypothesis.settings.load_profile("mutants")  # a failure is enough: no smaller example, no explanation
         quiet = ["-q", "-s", "--noconftest", "--no-header", "-p", "no:cacheprovider", "-p", "no:terminalreporter"]
         os.chdir(ROOT)
-        if pytest.main([*quiet, str(TESTS)], plugins=[loop]) not in (0, 5):
+        if pytest.main([*quiet, "--tb=native", str(TESTS)], plugins=[loop]) not in (0, 5):
             raise SystemExit("pytest tests/methods does not pass: nothing was run")
-    print(table(results, wanted))
+    print(table(results, wanted, read_equivalent()))
 
 
 if __name__ == "__main__":
