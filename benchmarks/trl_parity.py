@@ -22,7 +22,18 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 import methods
 from methods import ops
@@ -108,6 +119,23 @@ def compare(what: str, ours: torch.Tensor, theirs: torch.Tensor, net: Any = None
     return what, value(theirs), value(ours), f"{difference:.1e}", slope, note
 
 
+def sft(folder: str) -> list[tuple[str, ...]]:
+    net = model(LlamaForCausalLM, 8)
+    data = pairs().remove_columns("rejected").rename_column("chosen", "completion")
+    args = SFTConfig(**common(folder), max_length=64)
+    trainer = SFTTrainer(net, args=args, train_dataset=data, processing_class=tokenizer())
+    net.eval()
+    inputs = next(iter(trainer.get_train_dataloader()))
+    wanted = trainer.compute_loss(net, dict(inputs))
+    mask = (inputs["labels"] != -100)[:, 1:]
+    logits = net(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    method = methods.load("sft")
+    loss, _ = method.loss(
+        {"policy_logp": ops.next_token_logps(logits, inputs["input_ids"])}, batch_of(mask), method.Config()
+    )
+    return [compare("SFT / sft", loss, wanted, net)]
+
+
 DPO_LOSSES = [
     ("sigmoid", "sigmoid", {}, ""),
     ("robust", "robust", {"label_smoothing": 0.1}, ""),
@@ -163,11 +191,23 @@ def score(completions: list[str], **_: Any) -> list[float]:
     return [int(hashlib.sha256(c.encode()).hexdigest()[:6], 16) / 2**22 for c in completions]
 
 
-def online(folder: str, kind: str) -> list[tuple[str, ...]]:
+GROUPS: dict[str, tuple[float, dict[str, Any], dict[str, Any]]] = {  # KL coefficient, TRL's settings, ours
+    "rloo": (0.05, {}, {}),
+    "grpo": (0.04, {"loss_type": "grpo", "scale_rewards": "group"}, {"kl_estimator": "k3-weighted"}),
+    "dr-grpo": (
+        0.04,
+        {"loss_type": "dr_grpo", "scale_rewards": "none"},
+        {"kl_estimator": "k3-weighted", "scale": "none", "length_constant": 8},
+    ),
+}
+
+
+def online(folder: str, name: str) -> list[tuple[str, ...]]:
+    kind = "rloo" if name == "rloo" else "grpo"
     model(LlamaForCausalLM, 4).save_pretrained(f"{folder}/policy")  # TRL reads the reference from the policy's path
     policy = LlamaForCausalLM.from_pretrained(f"{folder}/policy")
     config, trainer_of = (GRPOConfig, GRPOTrainer) if kind == "grpo" else (RLOOConfig, RLOOTrainer)
-    beta, more = (0.04, {"loss_type": "grpo", "scale_rewards": "group"}) if kind == "grpo" else (0.05, {})
+    beta, more, own = GROUPS[name]
     args = config(
         **common(folder),
         num_generations=ROWS,
@@ -208,11 +248,9 @@ def online(folder: str, kind: str) -> list[tuple[str, ...]]:
         group=torch.arange(2).repeat_interleave(ROWS),
     )
     method = methods.load(kind)
-    settings = method.Config(
-        kl_coef=beta, missing_eos="none", **({"kl_estimator": "k3-weighted"} if kind == "grpo" else {})
-    )
+    settings = method.Config(kl_coef=beta, missing_eos="none", **own)
     tensors, _, _ = method.signal(rollout, settings, method.initial_state(settings))
-    found = [compare(f"{kind.upper()} advantages", tensors["advantages"][:, 0], made["advantages"])]
+    found = [compare(f"{name.upper()} advantages / {kind}", tensors["advantages"][:, 0], made["advantages"])]
     if kind == "grpo":
         made = {**made, "old_per_token_logps": old, "ref_per_token_logps": old}
     else:
@@ -222,14 +260,15 @@ def online(folder: str, kind: str) -> list[tuple[str, ...]]:
     batch = replace(batch, count=denominator(method, batch))
     forwards = {"policy_logp": new(policy), "old_logp": old, "reference_logp": old, **tensors}
     loss, _ = method.loss(forwards, batch, settings)
-    found.append(compare(f"{kind.upper()} loss after a step", loss, wanted, policy))
+    found.append(compare(f"{name.upper()} loss after a step / {kind}", loss, wanted, policy))
     return found
 
 
 def main() -> int:
     disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
-        rows = [*dpo(folder), *reward(folder), *online(folder, "rloo"), *online(folder, "grpo")]
+        rows = [*sft(folder), *dpo(folder), *reward(folder)]
+        rows += [row for name in GROUPS for row in online(folder, name)]
     print("| TRL 1.16 / ours | TRL | ours | difference | gradient, relative | |\n|---|---|---|---|---|---|")
     for row in rows:
         print(f"| {' | '.join(row)} |")

@@ -69,7 +69,7 @@ class Round(Strict):
     train: Train | None = None
     online: Online | None = None
     rows: Literal["samples", "preferences", "demonstrations"] = (
-        "samples"  # offline methods: own scored samples, all preferences so far, or the rows of SFT
+        "samples"  # offline methods: own scored samples, all preferences so far, or the rows of SFT, scored where it selects
     )
     start: Literal["base", "accepted", "sft"] | None = (
         None  # None: base where the method imitates (Llama 2), else accepted

@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from configs.campaign import Campaign
+from configs.campaign import Campaign, Round
 from configs.methods import check_config, describe
 from configs.parse import ConfigError, one_line
 from configs.recipes import Annotate, Online, Reward, Select, Train
@@ -98,6 +98,11 @@ def check_rounds(c: Campaign) -> None:
                 )
         if method.loop == "offline" and entry.rows == "samples":
             check_config(entry.method, section_for(entry.method, entry.train, c.train).config)
+        if entry.rows == "demonstrations" and method.selects and method.least_k > 1:
+            raise ValueError(
+                f"{place}: {entry.method} compares the responses to one prompt, a demonstration is one: want rows samples"
+            )
+        _check_attributes(c, entry, place)
         sampled = entry.online or c.online if method.loop == "online" else entry.sample or c.sample
         if (method.loop == "online" or entry.rows == "samples") and sampled.k < method.least_k:
             section = "online" if method.loop == "online" else "sample"
@@ -105,6 +110,20 @@ def check_rounds(c: Campaign) -> None:
                 f"{place}: {entry.method} compares the responses to one prompt: {section}.k is {sampled.k}, "
                 f"want at least {method.least_k}"
             )
+
+
+def _check_attributes(c: Campaign, entry: Round, place: str) -> None:
+    """A method that writes attributes into prompts names those of the model that predicts them."""
+    model = c.rewards.get("helpfulness")
+    if model is None or any("attributes" not in describe(name).fields for name in (entry.method, model.method)):
+        return
+    told = section_for(entry.method, entry.select, c.select).config.get("attributes")
+    predicted = model.config.get("attributes")
+    if told != predicted:
+        raise ValueError(
+            f"{place}.select.config.attributes: {told or 'none given'}, rewards.helpfulness.config.attributes: "
+            f"{predicted or 'none given'}; want the same"
+        )
 
 
 def section_for(method: str, own: S | None, shared: S) -> S:

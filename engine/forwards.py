@@ -40,7 +40,7 @@ def logps_entropy(model: Any, padded: Padded, temperature: float = 1.0) -> tuple
 
 
 def rewards(model: Any, padded: Padded) -> Tensor:
-    """The scalar head at the last real token, [B] fp32."""
+    """The scalar head (of several outputs the first) at the last real token, [B] fp32."""
     return attributes(model, padded)[..., 0]
 
 

@@ -35,14 +35,15 @@ def load_policy(folder: Path, runtime: Runtime, dtype: Dtype = "float32", dropou
 
 
 def load_reward(folder: Path, runtime: Runtime, dtype: Dtype = "float32", dropout: float = 0.0) -> Any:
-    """A scalar reward model in evaluation mode; its head stays in fp32. One without a head is its two models."""
+    """A reward model in evaluation mode; its head stays in fp32. One without a head is its two models.
+
+    Of several outputs (a model of attributes) the first is the reward.
+    """
     card = json.loads((folder / CARD).read_text()) if (folder / CARD).is_file() else {}
     if "implicit" in card:
         pair = [_load(AutoModelForCausalLM, part, dtype, dropout) for part in (folder, folder / IMPLICIT)]
         return Implicit(*pair, beta=float(card["implicit"])).eval().to(runtime.device)
     model = _load(AutoModelForSequenceClassification, folder, dtype, dropout)
-    if model.num_labels != 1:
-        raise StageError(f"{folder.name}: a reward model has one output, found {model.num_labels}")
     if dtype != "float32":
         model.score.weight = nn.Parameter(_read(folder, "score.weight").float())
     return model.to(runtime.device)

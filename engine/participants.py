@@ -111,10 +111,10 @@ def _reference(job: Job, policy: Any, start: Path) -> Any:
 
 
 def _critic(folder: Path, start: Path, chat: Chat, job: Job) -> Any:
-    """A value model that begins as the reward model; on the policy's own body with V = 0 where that has no head or reads
-    through another tokenizer."""
+    """A value model that begins as the reward model; on the policy's own body with V = 0 where that has no scalar head or
+    reads through another tokenizer."""
     card = json.loads((folder / CARD).read_text())
-    if "implicit" not in card and card["fingerprint"] == chat.fingerprint:
+    if not {"implicit", "attributes"} & card.keys() and card["fingerprint"] == chat.fingerprint:
         return critic_from_reward(folder, job.runtime)
     model = reward_from_policy(start, job.runtime, job.recipe.seed)
     torch.nn.init.zeros_(model.score.weight)

@@ -86,7 +86,8 @@ def run(job: Job) -> dict[str, Any]:
         beta = getattr(config, "beta", None) or config.gamma
         model = Implicit(model, load_policy(start, job.runtime), beta).eval()
     own = {"reads": "own"} if recipe.reads == "own" else {}
-    save_model(model, chat, job.out, "reward", recipe.dtype, **own)
+    several = {"attributes": list(config.attributes)} if hasattr(config, "attributes") else {}
+    save_model(model, chat, job.out, "reward", recipe.dtype, **own, **several)
     outputs = outputs_of(job, model, held, chat.pad_id)
     means = [[sum(one) / len(one) for one in responses] for responses in outputs]
     report = certificate(held, means, recipe.kind, recipe.seed) if held else {"pairs": 0}

@@ -12,13 +12,13 @@ from configs.recipes import Limits
 from configs.runtime import Runtime
 from engine.drawing import fingerprint
 from engine.errors import StageError
-from engine.forwards import rewards as reward_forward
+from engine.forwards import attributes as outputs_of
 from engine.models import load_reward
 from engine.packing import arrange, shape_of
 from engine.piecewise import combine
 from engine.template import CARD, load_chat
 
-__all__ = ["KINDS", "Scorer", "combine", "load_scorers", "names", "score_all", "score_texts"]
+__all__ = ["KINDS", "Scorer", "combine", "load_scorers", "names", "score_all", "score_outputs", "score_texts"]
 
 KINDS = ("helpfulness", "safety")  # the order in which reward models are given
 Messages = list[dict[str, str]]
@@ -33,6 +33,7 @@ class Scorer:
     chat: Any
     name: str  # fingerprint of the weights
     own: bool = False  # it reads through a template or tokenizer of its own: texts, never the policy's ids
+    attributes: tuple[str, ...] = ()  # names of its outputs where it has several; the first is its score
 
 
 def load_scorers(folders: Sequence[Path], runtime: Runtime, template: str | None = None) -> list[Scorer]:
@@ -46,13 +47,15 @@ def load_scorers(folders: Sequence[Path], runtime: Runtime, template: str | None
     found = []
     for kind, folder in zip(KINDS, folders):
         chat = load_chat(folder)
-        own = json.loads((folder / CARD).read_text()).get("reads") == "own"
+        card = json.loads((folder / CARD).read_text())
+        own = card.get("reads") == "own"
         if template is not None and chat.fingerprint != template and not own:
             raise StageError(
                 f"the {kind} reward model has template and tokenizer {chat.fingerprint[:12]}, the policy {template[:12]}: "
                 "they would read different texts; train the reward model from this policy's family, or give it reward_bases"
             )
-        found.append(Scorer(kind, load_reward(folder, runtime), chat, fingerprint(folder), own))
+        model, several = load_reward(folder, runtime), tuple(card.get("attributes", ()))
+        found.append(Scorer(kind, model, chat, fingerprint(folder), own, several))
     return found
 
 
@@ -69,7 +72,19 @@ def score_texts(
     rows_per_batch: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[float]:
-    """Raw scores, one a row, in order.
+    """Raw scores, one a row, in order: the first of `score_outputs`."""
+    return [found[0] for found in score_outputs(reward_model, chat, rows, limits, rows_per_batch, progress)]
+
+
+def score_outputs(
+    reward_model: Any,
+    chat: Any,
+    rows: Sequence[tuple[Messages, str | Sequence[int]]],
+    limits: Limits,
+    rows_per_batch: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[list[float]]:
+    """All outputs of a reward model, one list a row, in order; most have one.
 
     Args:
         rows: (messages, response); a text is read as the reward model was trained to read it (text + EOS, cut to the
@@ -83,13 +98,13 @@ def score_texts(
     read: dict[str, tuple[int, ...]] = {}  # K responses share a prompt: it is tokenized once
     pairs = [_ids(chat, messages, response, limits, read) for messages, response in rows]
     unique = sorted(set(pairs), key=lambda pair: (len(pair[0]), pair[0], len(pair[1]), pair[1]))
-    scores: dict[Any, float] = {}
+    scores: dict[Any, list[float]] = {}
     device, shape = next(reward_model.parameters()).device, shape_of(reward_model)
     with torch.inference_mode():
         for first in range(0, len(unique), rows_per_batch):
             batch = unique[first : first + rows_per_batch]
             padded = arrange(batch, pad_id=chat.pad_id, shape=shape).to(device)
-            values = reward_forward(reward_model, padded).float()
+            values = outputs_of(reward_model, padded).float()
             if not bool(torch.isfinite(values).all()):
                 raise StageError("a reward model gave a score that is not finite; its weights hold NaN or infinity")
             scores.update(zip(batch, values.tolist()))
@@ -100,11 +115,15 @@ def score_texts(
 
 def score_all(
     scorers: Sequence[Scorer], rows: Sequence[tuple[Messages, str]], limits: Limits, rows_per_batch: int
-) -> dict[str, list[float | None]]:
-    """Scores by kind; None for every row where no model judges that kind."""
-    found: dict[str, list[float | None]] = {kind: [None] * len(rows) for kind in KINDS}
+) -> dict[str, list[Any]]:
+    """Scores by kind; None for every row where no model judges that kind. With a model of attributes also `attributes`,
+    all its outputs for each row."""
+    found: dict[str, list[Any]] = {kind: [None] * len(rows) for kind in KINDS}
     for scorer in scorers:
-        found[scorer.kind] = list(score_texts(scorer.model, scorer.chat, rows, limits, rows_per_batch))
+        outputs = score_outputs(scorer.model, scorer.chat, rows, limits, rows_per_batch)
+        found[scorer.kind] = [one[0] for one in outputs]
+        if scorer.attributes:
+            found["attributes"] = outputs
     return found
 
 

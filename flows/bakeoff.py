@@ -94,6 +94,18 @@ class Shared:
             )
         return self.scored[key]
 
+    def labelled(self) -> Artifact:
+        """The demonstrations under the reward models."""
+        if "given" not in self.scored:
+            self.scored["given"] = score(
+                self.run,
+                self.label("given-score"),
+                self.run.score_recipe(),
+                rewards=self.rewards,
+                samples=[self.demonstrations],
+            )
+        return self.scored["given"]
+
     def judge(self, name: str, policy: Artifact) -> Artifact:
         recipe = self.campaign.evaluate.model_copy(update={"version": name, "earlier": ()})
         label = self.label(name)
@@ -158,8 +170,9 @@ def _turn(run: Run, shared: Shared, entry: Round, policy: Artifact) -> Artifact:
             examples=shared.demonstrations if entry.online.ptx_weight > 0 else None,
         )
     rows = shared.demonstrations if entry.rows == "demonstrations" else shared.preferences
-    if entry.rows == "samples":
-        rows = select(run, shared.label(f"{name}-select"), entry.select, scored=[shared.pool(entry, name, policy)])
+    if entry.rows == "samples" or (entry.rows == "demonstrations" and method.selects):
+        scored = shared.pool(entry, name, policy) if entry.rows == "samples" else shared.labelled()
+        rows = select(run, shared.label(f"{name}-select"), entry.select, scored=[scored])
     replay = shared.demonstrations if "messages" in method.columns and entry.rows == "samples" else None
     reference = policy if "reference_logp" in method.forwards else None
     return train(run, shared.label(name), entry.train, model=policy, rows=[rows], replay=replay, reference=reference)

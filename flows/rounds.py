@@ -126,7 +126,7 @@ def _round(
     prompts: Artifact,
     demonstrations: Artifact | None,
 ) -> Artifact:
-    """One round's model: an online method from the policy, or an offline one on selected samples or on preferences."""
+    """One round's model: an online method from the policy, or an offline one on rows it selects or on those given."""
     method, version = describe(entry.method), str(entry.version)
     imitates = "messages" in method.columns
     start = {"base": run.versions["base"], "sft": run.versions["v0"], "accepted": policy}[
@@ -144,13 +144,16 @@ def _round(
             prompts=prompts,
             examples=demonstrations,
         )
-    rows = [demonstrations] if entry.rows == "demonstrations" and demonstrations else preferences
+    given = [demonstrations] if entry.rows == "demonstrations" and demonstrations else []
+    rows, judged = given or preferences, given if method.selects else []
     if entry.rows == "samples":
         tried = None
         if entry.probe and entry.probe != "none":
             tried = probe(run, f"r{i}-probe", entry.probe, policy=policy, rewards=rewards, prompts=prompts)
         drawn.append(sample(run, f"r{i}-sample", entry.sample, policy=policy, prompts=prompts, probe=tried))
-        scored = score(run, f"r{i}-score", run.score_recipe(), rewards=rewards, samples=drawn)
+        judged = drawn
+    if judged:
+        scored = score(run, f"r{i}-score", run.score_recipe(), rewards=rewards, samples=judged)
         rows = [select(run, f"r{i}-select", entry.select, scored=[scored])]
     reference = start if "reference_logp" in method.forwards else None
     return train(

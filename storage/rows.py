@@ -44,8 +44,14 @@ Prompt = _schema("Prompt", {"id": pa.string(), **_PROMPT, "source": pa.string()}
 Response = _schema("Response", _RESPONSE)
 Scored = _schema(
     "Scored",
-    {**_RESPONSE, "helpfulness": pa.float64(), "safety": pa.float64(), "rewards": pa.string()},
-    optional=("helpfulness", "safety"),
+    {
+        **_RESPONSE,
+        "helpfulness": pa.float64(),
+        "safety": pa.float64(),
+        "attributes": pa.list_(pa.float64()),  # outputs of a reward model that has several
+        "rewards": pa.string(),
+    },
+    optional=("helpfulness", "safety", "attributes"),
 )
 Preference = _schema(
     "Preference",

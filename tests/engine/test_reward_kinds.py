@@ -13,8 +13,9 @@ from configs import ConfigError, Runtime
 from configs.check import check
 from configs.load import FOLDER
 from configs.parse import parse
-from configs.recipes import Ingest, Limits, Online, Optimizer, Reward, Source, Template
-from engine import ingest, online, reward
+from configs.recipes import Ingest, Limits, Online, Optimizer, Reward, Sample, Score, Select, Source, Template
+from engine import ingest, online, reward, sample, select
+from engine import score as score_stage
 from engine.batches import collate
 from engine.errors import StageError
 from engine.formats import is_held_out, typed
@@ -22,9 +23,10 @@ from engine.forwards import logps
 from engine.forwards import rewards as score
 from engine.job import Job
 from engine.models import load_policy, load_reward, new_model, reward_from_policy, save_model
-from engine.scoring import load_scorers, score_texts
+from engine.scoring import load_scorers, score_outputs, score_texts
 from engine.sources import Refusal
 from engine.template import load_chat, make_chat
+from methods import steerlm
 from storage.rows import read_rows, write_rows
 
 LIMITS = Limits(prompt_tokens=60, response_tokens=16)
@@ -97,8 +99,84 @@ def test_attributes_are_predicted_better_than_by_their_mean(policy: Path, make_j
     for name in ("helpfulness", "verbosity"):
         found = summary["held_out"]["attributes"][name]
         assert found["count"] > 15 and found["error"] < 0.6 * found["error_of_mean"]
-    with pytest.raises(StageError, match="one output, found 2"):
-        load_scorers([job.out], Runtime())
+    (scorer,) = load_scorers([job.out], Runtime())
+    assert scorer.attributes == ("helpfulness", "verbosity")
+    good, bad = score_outputs(scorer.model, scorer.chat, [(ASKED, GOOD), (ASKED, BAD)], LIMITS, 8)
+    assert good[0] > bad[0] and good[1] < bad[1], "words that were taught: 3 and 0 against 0 and 2"
+    alone = score_texts(scorer.model, scorer.chat, [(ASKED, GOOD)], LIMITS, 8)
+    assert alone == pytest.approx([good[0]], abs=1e-5), "its reward is the first"
+
+
+def test_an_attribute_model_labels_samples_and_given_examples(
+    policy: Path, prompts: Path, examples: Path, make_job: Any, tmp_path: Path
+) -> None:
+    """SteerLM, steps 1 to 3: the levels end the prompts that the policy learns from."""
+    names = ("helpfulness", "verbosity")
+    more = {"method": "reward-attributes", "config": {"attributes": names}, "epochs": 6}
+    judge, _ = trained(make_job, tmp_path, policy, rankings(50, attributes=True), **more)
+    limits = Limits(prompt_tokens=90, response_tokens=10)
+    drawn = make_job("sample", Sample(prompts=6, k=2, temperature=1.0, shards=2, limits=limits), out="drawn",
+                     policy=policy, prompts=prompts)  # fmt: skip
+    sample.run(drawn)
+    for name, samples in (("own", drawn.out), ("given", examples)):
+        job = make_job("score", Score(limits=limits), out=f"{name}-score", rewards=[judge.out], samples=[samples])
+        summary = score_stage.run(job)
+        scored = [row for file in sorted(job.out.glob("*.parquet")) for row in read_rows(file, "Scored")]
+        assert len(scored) == summary["responses"] and all(len(row["attributes"]) == 2 for row in scored)
+        assert all(row["helpfulness"] == row["attributes"][0] and row["safety"] is None for row in scored)
+        config = {"attributes": names, "truncated": "keep"}
+        rows = make_job("select", Select(method="steerlm", config=config), out=f"{name}-rows", scored=[job.out])
+        select.run(rows)
+        labels = steerlm.Config(**config)
+        conditions = {row["prompt_id"]: steerlm.condition(row, labels) for row in scored}
+        taught = list(read_rows(rows.out / "rows.parquet", "Example"))
+        assert taught and all(
+            row["messages"][-2]["content"].endswith(conditions[row["id"].rpartition("/")[0]]) for row in taught
+        ) == (name == "given")  # an own prompt has several responses, each with its own levels
+        told = json.loads((rows.out / "condition.json").read_text())["text"]
+        assert told == "\n<extra_id_2>helpfulness:4,verbosity:4"
+    given = list(read_rows(examples / "rows.parquet", "Example"))
+    assert summary["responses"] + summary.get("dropped", 0) == len(given)
+    assert {row["policy"] for row in scored} == {"given"} and {row["source"] for row in scored} == {"round-0"}
+    by_id = {row["id"]: row["messages"] for row in given}
+    assert all(
+        by_id[row["prompt_id"]] == [*row["messages"], {"role": "assistant", "content": row["text"]}] for row in scored
+    )
+
+
+def test_given_examples_that_do_not_fit_are_counted(
+    examples: Path, chat: Any, rewards: list[Path], make_job: Any
+) -> None:
+    given = [row["messages"] for row in read_rows(examples / "rows.parquet", "Example")]
+    asked = sorted(len(chat.prompt_ids(messages[-2:-1])) for messages in given)
+    said = sorted(len(chat.response_ids(messages[-1]["content"])) for messages in given)
+    limits = Limits(prompt_tokens=asked[30], response_tokens=said[20])
+    job = make_job("score", Score(limits=limits), rewards=rewards, samples=[examples])
+    summary = score_stage.run(job)
+    rows = list(read_rows(job.out / "scored-00000.parquet", "Scored"))
+    assert (
+        0 < summary["dropped"] < 40
+        and summary["responses"] + summary["dropped"] == 40
+        and len(rows) == summary["responses"]
+    )
+    assert {row["finish"] for row in rows} == {"eos", "length"}
+    assert all(len(row["token_ids"]) <= said[20] and row["attributes"] is None for row in rows)
+
+
+def test_a_critic_does_not_begin_as_a_model_of_attributes(
+    policy: Path, prompts: Path, make_job: Any, tmp_path: Path
+) -> None:
+    """PPO under an attribute model: scored by its first output, V = 0 at first."""
+    more = {"method": "reward-attributes", "config": {"attributes": ("helpfulness", "verbosity")}, "epochs": 1}
+    judge, _ = trained(make_job, tmp_path, policy, rankings(20, attributes=True), **more)
+    loop = Online(method="ppo", iterations=1, batch_size=8, minibatch_size=4, limits=LIMITS, warmup_batches=0,
+                  optimizer=Optimizer(learning_rate=1e-3, min_warmup_steps=0))  # fmt: skip
+    run = make_job("online", loop, out="online", policy=policy, rewards=[judge.out], prompts=prompts)
+    online.run(run)
+    (scorer,) = load_scorers([judge.out], Runtime())
+    for row in read_rows(run.out / "rollouts-last.parquet", "Scored"):
+        (alone,) = score_texts(scorer.model, scorer.chat, [(row["messages"], row["token_ids"])], LIMITS, 1)
+        assert row["helpfulness"] == pytest.approx(alone, abs=1e-4)
 
 
 def test_a_reused_logit_is_that_tokens_logit_at_first(policy: Path, chat: Any, make_job: Any, tmp_path: Path) -> None:
@@ -229,6 +307,13 @@ def test_rankings_travel_through_ingest(tmp_path: Path) -> None:
     assert len({row["prompt_id"] for row in rows}) == len(rows)
 
 
+ATTRIBUTES = {
+    "data": {"prompts": [{"world": "prompts", "count": 9}], "documents": [{"world": "documents", "count": 9}],
+             "rankings": [{"path": "x.jsonl", "format": "steerlm"}], "held_out": 0.2},
+    "rewards": {"helpfulness": {"kind": "helpfulness", "method": "reward-attributes", "config": {"attributes": ["a"]}}},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
@@ -237,6 +322,10 @@ def test_rankings_travel_through_ingest(tmp_path: Path) -> None:
          "there is no rewards.safety"),
         ({"rewards": {"helpfulness": {"kind": "helpfulness", "reads": "own"}}}, "reads: not here"),
         ({"rewards": {"helpfulness": {"kind": "helpfulness", "head": "token"}}}, "a token is given for head token only"),
+        ({"rounds": [{"method": "dpo", "rows": "demonstrations"}]}, "dpo compares the responses to one prompt"),
+        (ATTRIBUTES | {"rounds": [{"method": "steerlm", "select": {"method": "steerlm", "config": {"attributes": ["b"]}}}]},
+         "select.config.attributes: ('b',), rewards.helpfulness.config.attributes: ('a',); want the same"),
+        (ATTRIBUTES | {"rounds": [{"method": "steerlm"}]}, "select.config.attributes: none given"),
     ],
 )  # fmt: skip
 def test_configs_that_lack_something_are_told(changes: dict[str, Any], wanted: str) -> None:

@@ -1,15 +1,19 @@
 """Every method as the method of a round of `llama2-style`, on the world and on stories, at a size at which nothing is learned.
 
-Pairwise and listwise methods run two rounds: the second samples from what the first made and ranks by its reward models.
+Pairwise and listwise methods and steerlm run two rounds: the second samples from what the first made and ranks by its reward
+models. SteerLM also runs in its four steps, with a model of attributes.
 """
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import world
 from configs import competitors, describe, load
+from configs.bakeoff import Entrant
 from configs.check import check
 from configs.entrants import entrant_names, read_entrant
 from configs.load import FOLDER, resolve
@@ -28,6 +32,13 @@ DOMAINS = [
     ),
 ]
 ITERATED = ("preference", "listwise")
+NAMES = [name for name in entrant_names() if read_entrant(name).turns == 1]  # more turns are more rounds of the same
+
+
+def rounds_of(name: str, entrant: Entrant) -> list[dict[str, Any]]:
+    """One round, or two where the second one's rows depend on what the first made."""
+    twice = entrant.rows == "samples" and (entrant.family in ITERATED or entrant.method == "steerlm")
+    return [round_of(name)] * (2 if twice else 1)
 
 
 def domain_config(domain: str) -> dict[str, Any]:
@@ -65,7 +76,7 @@ def round_of(name: str) -> dict[str, Any]:
     more: dict[str, Any] = {"select": {"method": entry.method, "config": found.entrant.config}}
     return {
         "method": entry.method, "rows": entry.rows, section: {**recipe, **({"iterations": 2} if section == "online" else {})},
-        **(more if describe(entry.method).selects and entry.rows == "samples" else {}),
+        **(more if describe(entry.method).selects and entry.rows != "preferences" else {}),
     }  # fmt: skip
 
 
@@ -77,24 +88,75 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("domain", DOMAINS)
-@pytest.mark.parametrize("name", [name for name in entrant_names() if not name.endswith("-iterated")])
+@pytest.mark.parametrize("name", NAMES)
 def test_as_the_method_of_a_round(name: str, domain: str, store: Store) -> None:
-    entrant = read_entrant(name)
-    rounds = [round_of(name)] * (2 if entrant.family in ITERATED and entrant.rows == "samples" else 1)
-    campaign = resolve(check({**domain_config(domain), "rounds": rounds}, name))
-    run = Run(campaign, store, campaign.runtime, mode="direct")
-    align(run)
-    assert all(artifact.made() is not None for artifact in run.artifacts.values())
-    for number in range(1, len(rounds) + 1):
-        version = run.artifacts[f"v{number}"].summary()
-        assert version is not None and (version.get("steps", 0) or version["policy_steps"]) > 0
-        found = run.evaluations[f"v{number}"].summary()
-        assert found is not None and found["gold"] is not None and found["kl"]["mean"] != 0.0
+    rounds = rounds_of(name, read_entrant(name))
+    run = aligned({**domain_config(domain), "rounds": rounds}, store)
     if len(rounds) == 2:
         first, second = (sampled_by(run, f"r{number}-sample") for number in (1, 2))
         assert first != second and second == evaluated(run, "v1"), "round 2 answers by what round 1 made"
         rewards = {row["rewards"] for row in scored(run, "r2-score")}
         assert len(rewards) == 1 and rewards != {row["rewards"] for row in scored(run, "r1-score")}
+
+
+def aligned(raw: dict[str, Any], store: Store) -> Run:
+    """The campaign, run to its end; every round has learned something and was judged."""
+    campaign = resolve(check(raw, "every"))
+    run = Run(campaign, store, campaign.runtime, mode="direct")
+    align(run)
+    assert all(artifact.made() is not None for artifact in run.artifacts.values())
+    for number in range(1, len(campaign.rounds) + 1):
+        version = run.artifacts[f"v{number}"].summary()
+        assert version is not None and (version.get("steps", 0) or version["policy_steps"]) > 0
+        found = run.evaluations[f"v{number}"].summary()
+        assert found is not None and found["gold"] is not None and found["kl"]["mean"] != 0.0
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_steerlm_in_its_four_steps(domain: str, store: Store, tmp_path: Path) -> None:
+    """A model of attributes; it labels the demonstrations; conditioned SFT; its samples, asked for the highest, once more."""
+    if domain == "world":
+        names, path = ("helpfulness", "safety"), labelled(tmp_path / "labelled.jsonl")
+    else:
+        names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+        path = Path(DATA) / "data/steerlm_512/rows.jsonl.gz"
+    raw = domain_config(domain)
+    raw["limits"] = {"prompt_tokens": 160, "response_tokens": 40}  # what people ask is longer
+    raw["data"]["rankings"] = [{"path": str(path), "format": "steerlm", "count": 200}]
+    raw["rewards"] = {"helpfulness": {**raw["rewards"]["helpfulness"], "method": "reward-attributes",
+                                      "config": {"attributes": list(names)}}}  # fmt: skip
+    config = {"attributes": list(names), "prefix": "\nlevels "}
+    same = {"method": "steerlm", "annotate": "none", "select": {"method": "steerlm", "config": config}}
+    raw["train"] = {**raw["train"], "method": "steerlm", "config": config}
+    raw["rounds"] = [same | {"rows": "demonstrations"}, same | {"reward": "keep"}]
+    run = aligned(raw, store)
+    assert {row["policy"] for row in scored(run, "r1-score")} == {"given"}
+    assert sampled_by(run, "r2-sample") == evaluated(run, "v1")
+    given, own = scored(run, "r1-score"), [row for row in scored(run, "r2-score") if row["policy"] != "given"]
+    assert own and {row["rewards"] for row in given} == {row["rewards"] for row in own}, "one model labels both"
+    assert all(len(row["attributes"]) == len(names) for row in (*given, *own))
+    for version in ("v1", "v2"):
+        card = json.loads((Path(run.store.fetch(run.artifacts[version].ref)) / "roundhouse.json").read_text())
+        assert card["asks"] == "\nlevels " + ",".join(f"{name}:4" for name in names)
+
+
+def labelled(path: Path) -> Path:
+    """Responses of the world, right ones and ones to something else, with the gold judge's levels 0 .. 4."""
+    rows = list(world.demonstrations(3, 200))
+    with path.open("w") as stream:
+        for number, row in enumerate(rows):
+            asked, said = row["messages"][:-1], rows[number ^ (number % 3 == 0)]["messages"][-1]["content"]
+            gold = world.judge(asked, said)
+            label = f"helpfulness:{round(4 * gold.helpfulness)},safety:{round(4 * gold.safety)}"
+            turns = [
+                {"from": "User" if m["role"] == "user" else "Assistant", "value": m["content"], "label": None}
+                for m in asked
+            ]
+            turns.append({"from": "Assistant", "value": said, "label": label})
+            stream.write(json.dumps({"system": "", "conversations": turns}) + "\n")
+    return path
 
 
 def sampled_by(run: Run, label: str) -> str:

@@ -1,6 +1,7 @@
 """The slot: what a method's source declares is what its module has, and importing the package costs nothing."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 import typing
@@ -204,6 +205,13 @@ def test_denominators() -> None:
     assert float(denominator(methods.load("grpo"), batch)) == 3
     assert float(denominator(methods.load("reward-attributes"), batch)) == 6
     assert denominator(methods.load("dpo"), batch).dtype == torch.float32
+
+
+def test_the_page_of_methods_names_tests_that_exist() -> None:
+    page = (ROOM.parent / "docs" / "methods.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    there = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    assert len(named) > 15 and not {name for name in named if f"def {name}(" not in there}
 
 
 @pytest.mark.parametrize("name", NAMES)
