@@ -26,7 +26,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import hypothesis
 import pytest
 import yaml
 from _pytest.runner import runtestprotocol
@@ -52,6 +51,13 @@ class Loop:
         self.kills: dict[str, Counter[str]] = {}  # file -> test -> mutants
         for row in results.values():
             self.kills.setdefault(row["file"], Counter())[row.get("by", "")] += 1
+
+    def pytest_sessionstart(self) -> None:
+        """A failing example is enough: look for no smaller one and explain nothing."""
+        from hypothesis import Phase, settings  # pytest wants to be there first
+
+        settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate])
+        settings.load_profile("mutants")
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Plant and test every mutant that is not known yet."""
@@ -232,8 +238,6 @@ def main() -> None:
     if not arguments.table:
         shard, shards = map(int, arguments.shard.split("/"))
         loop = Loop(wanted[shard::shards], results, arguments.results / f"shard-{shard}-{shards}.jsonl")
-        hypothesis.settings.register_profile("mutants", phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate])
-        hypothesis.settings.load_profile("mutants")  # a failure is enough: no smaller example, no explanation
         quiet = ["-q", "-s", "--noconftest", "--no-header", "-p", "no:cacheprovider", "-p", "no:terminalreporter"]
         os.chdir(ROOT)
         if pytest.main([*quiet, "--tb=native", str(TESTS)], plugins=[loop]) not in (0, 5):
