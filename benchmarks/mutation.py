@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -63,13 +63,9 @@ class Loop:
         """Plant and test every mutant that is not known yet."""
         items = {item.nodeid: item for item in session.items if FRESH not in item.nodeid}
         tests = digest(TESTS)
-        known = self.file.parent / f"reached-{tests}-{digest(ROOM)}.json"
-        if not known.exists():
-            reached = None if session.testsfailed else reach(list(items.values()))
-            if reached is None:
-                raise pytest.UsageError("the tests fail without a mutant: run pytest tests/methods and mend that first")
-            known.write_text(json.dumps(reached), encoding="utf-8")
-        reached = json.loads(known.read_text(encoding="utf-8"))
+        if session.testsfailed:
+            raise pytest.UsageError("the tests cannot be collected: run pytest tests/methods and mend that first")
+        reached = self._reached(items, self.file.parent / f"reached-{tests}-{digest(ROOM)}.jsonl")
         for number, mutant in enumerate(self.wanted):
             before = self.results.get(mutant.key, {})
             if before.get("outcome") in ("killed", "timeout") or before.get("tests") == tests:
@@ -84,6 +80,23 @@ class Loop:
             done = f"{number + 1}/{len(self.wanted)} {outcome:8} {time.monotonic() - start:5.1f}s"
             print(f"{done} {mutant.file}.py:{mutant.line} {mutant.change}", flush=True)
         return True
+
+    def _reached(self, items: dict[str, pytest.Item], file: Path) -> Reached:
+        """What `reach` found, in a fork, now or before."""
+        known = {row["test"]: row for row in read_lines(file)}
+        if missing := {name: item for name, item in items.items() if name not in known}:
+            child = os.fork()
+            if child == 0:
+                try:
+                    reach(missing, file)
+                except SystemExit as error:
+                    print(error, flush=True)
+                    os._exit(1)
+                os._exit(0)
+            if os.waitpid(child, 0)[1]:
+                raise SystemExit("pytest tests/methods does not pass: nothing was run")
+            known = {row["test"]: row for row in read_lines(file)}
+        return known
 
     def _order(self, mutant: Mutant, items: dict[str, pytest.Item], reached: Reached) -> list[str]:
         """The tests that enter the mutant's function (of a constant: its file), then the rest of those that name its file."""
@@ -151,29 +164,40 @@ def plant(mutant: Mutant) -> None:
                     setattr(importer, key, new[id(value)])
 
 
-def reach(items: list[pytest.Item]) -> Reached | None:
-    """Which functions of methods/ every test enters, and how long it takes; None where one fails."""
-    room, found = str(ROOM), set()
+def reach(items: dict[str, pytest.Item], file: Path) -> None:
+    """Run every test without a mutant and write down which functions of methods/ it enters and how long it takes.
 
-    def enter(frame: FrameType, event: str, argument: object) -> None:
-        code = frame.f_code
-        if code.co_filename.startswith(room):
-            found.add(f"{Path(code.co_filename).stem}.{code.co_qualname.split('.<locals>')[0]}")
+    Raises:
+        SystemExit: a test fails; names it.
+    """
+    found: set[str] = set()
+    sys.modules["reached"] = ModuleType("reached")
+    sys.modules["reached"].__dict__["add"] = found.add
+    for path in sorted(ROOM.glob("*.py")):
+        if path.stem == "__init__" or f"methods.{path.stem}" in sys.modules:
+            plant(Mutant(path.stem, "", 0, "", 0, marked(path)))
+    with file.open("a", encoding="utf-8") as stream:
+        for name, item in items.items():
+            found.clear()
+            start = time.process_time()
+            if any(report.failed for report in runtestprotocol(item, log=False, nextitem=None)):
+                raise SystemExit(f"{name} fails without a mutant: mend that first")
+            row = {"test": name, "seconds": round(time.process_time() - start, 3), "functions": sorted(found)}
+            stream.write(json.dumps(row) + "\n")
+            stream.flush()
 
-    reached: Reached = {}
-    for item in items:
-        found.clear()
-        start = time.process_time()
-        sys.settrace(enter)
-        try:
-            reports = runtestprotocol(item, log=False, nextitem=None)
-        finally:
-            sys.settrace(None)
-        if any(report.failed for report in reports):
-            print(f"{item.nodeid} fails without a mutant", flush=True)
-            return None
-        reached[item.nodeid] = {"seconds": round(time.process_time() - start, 3), "functions": sorted(found)}
-    return reached
+
+def marked(path: Path) -> str:
+    """The file's source, every function of which says that it is entered."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body:
+        inside = node.body if isinstance(node, ast.ClassDef) else [node]
+        for function in inside:
+            if isinstance(function, ast.FunctionDef):
+                name = function.name if function is node else f"{node.name}.{function.name}"
+                mark = ast.parse(f"__import__('reached').add('{path.stem}.{name}')").body
+                function.body = mark + function.body
+    return ast.unparse(ast.fix_missing_locations(tree))
 
 
 @cache
@@ -186,6 +210,12 @@ def imported(path: Path) -> frozenset[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("methods."):
             found.add(node.module.removeprefix("methods."))
     return frozenset(found)
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file; of one cut off in the middle of a line the whole ones."""
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def digest(folder: Path) -> str:
@@ -231,10 +261,8 @@ def main() -> None:
     wanted = [mutant for path in files for mutant in mutants(path)]
     arguments.results.mkdir(parents=True, exist_ok=True)
     results: Results = {}
-    for file in sorted(arguments.results.glob("*.jsonl")):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            results[row["key"]] = row
+    for file in sorted(arguments.results.glob("shard-*.jsonl")):
+        results |= {row["key"]: row for row in read_lines(file)}
     if not arguments.table:
         shard, shards = map(int, arguments.shard.split("/"))
         loop = Loop(wanted[shard::shards], results, arguments.results / f"shard-{shard}-{shards}.jsonl")

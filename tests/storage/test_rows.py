@@ -26,7 +26,7 @@ ROWS = {
     "Document": {"id": "d", "text": "t", "source": "s"},
     "Prompt": {"id": "p", **PROMPT},
     "Response": RESPONSE,
-    "Scored": {**RESPONSE, "helpfulness": 0.1 + 0.2, "safety": None, "rewards": "rm-1"},
+    "Scored": {**RESPONSE, "helpfulness": 0.1 + 0.2, "safety": None, "attributes": [3.0, 0.5], "rewards": "rm-1"},
     "Preference": {
         **PROMPT,
         "prompt_id": "p",
