@@ -184,8 +184,16 @@ def undisturbed(stage: Stage, finished: Store, home: Path, saving: Mapping[str, 
     return shape_of(stage.work, log, dict(Counts(notes.read_text().split())))
 
 
-def problems(stage: Stage, store: Store, finished: Store) -> list[str]:
-    """In what the stage's result differs from the finished campaign's, and what is left behind after a sweep."""
+def epoch_of(stage: Stage, store: Store) -> int:
+    """The last epoch of the stage's lease, 0 if it was never taken."""
+    return current_epoch(store.backend, stage.ref.key)
+
+
+def problems(stage: Stage, store: Store, finished: Store, dead: int = 0) -> list[str]:
+    """In what the stage's result differs from the finished campaign's, and what is left behind after a sweep.
+
+    dead: the epoch of a killed holder, who gives nothing back; whoever came later must.
+    """
     found = []
     made, wanted = store.manifest(stage.ref), finished.manifest(stage.ref)
     assert wanted is not None
@@ -195,9 +203,9 @@ def problems(stage: Stage, store: Store, finished: Store) -> list[str]:
         found.append(problem)
     if left := [key for key in store.list("savepoints") if key.endswith(".json")]:
         found.append(f"save points are left: {left[0]}")
-    beat = f"beats/{stage.ref.key}/{current_epoch(store.backend, stage.ref.key):06d}.txt"
-    if not store.get(beat).startswith(b"released"):
-        found.append(f"the lease was not given back: {beat}")
+    epoch = epoch_of(stage, store)
+    if epoch > dead and not store.get(f"beats/{stage.ref.key}/{epoch:06d}.txt").startswith(b"released"):
+        found.append(f"the lease was not given back: epoch {epoch}, {dead} was that of a killed holder")
     store.put_alias("kept", stage.ref)
     sweep(store, dry_run=False, grace=-2.0)
     assert store.backend.folder is not None
@@ -223,9 +231,10 @@ def kill(stage: Stage, finished: Store, home: Path, point: Point, shape: Shape, 
         outcome.failures.append(f"the parent ended with {code}")
     if problem := torn(store):
         outcome.failures.append(problem)
+    dead = epoch_of(stage, store)
     if again := attempt(stage, store, log, Counter(None), saving=saving):
         outcome.failures.append(f"the second run ended with {again}")
-    outcome.failures += problems(stage, store, finished)
+    outcome.failures += problems(stage, store, finished, dead)
     outcome.repeated = log.read_text().split().count("step") - shape.steps
     most = 2 * shape.longest if saving is OVERLAPPED else shape.longest
     if outcome.repeated > most:

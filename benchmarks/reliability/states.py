@@ -27,7 +27,7 @@ from pathlib import Path
 
 from benchmarks.reliability.events import Counter
 from benchmarks.reliability.kinds import CHOSEN, everything
-from benchmarks.reliability.stages import add, attempt, lines, problems, shape_of, torn, with_inputs
+from benchmarks.reliability.stages import add, attempt, epoch_of, lines, problems, shape_of, torn, with_inputs
 from engine import forkserver
 from storage import Store, open_store
 from storage.names import BESIDE, sha256_file
@@ -154,11 +154,11 @@ def recover(stage: Stage, finished: Store, state: Path, home: Path, outcome: Out
     shutil.copytree(state, home, dirs_exist_ok=True)
     store, log = open_store(home), home.with_suffix(".steps")
     log.touch()
-    elsewhere = outcome.tried % ELSEWHERE == 0
+    elsewhere, dead = outcome.tried % ELSEWHERE == 0, epoch_of(stage, store)
     found = [problem] if (problem := torn(store)) else []
     if code := attempt(stage, store, log, Counter(None), elsewhere=elsewhere):
         found.append(f"it ended with {code}")
-    found += problems(stage, store, finished)
+    found += problems(stage, store, finished, dead)
     repeated = steps[0] + log.read_text().split().count("step") - steps[1]
     if repeated > outcome.allowed:
         found.append(f"{repeated} steps repeated, at most {outcome.allowed} may be")
