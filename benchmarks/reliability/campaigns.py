@@ -43,9 +43,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 1500.0  # seconds for one run of a campaign of 10 s, on a machine that does much other work
 WEIGHTS = {
     "deployed": {"worker": 4, "stage": 8, "flow": 1, "host": 1},  # a killed flow's device is free again only after 60 s
-    "local": {"stage": 8, "flow": 1},
+    "local": {"stage": 12, "flow": 1},
 }
-MOST = 20  # kills of one campaign; then it may end
+MOST = 30  # kills of one campaign; then it may end
 
 
 class Stuck(RuntimeError):
@@ -157,7 +157,7 @@ def strike(run: Deployed | Local, site: Site, draw: random.Random, outcome: Outc
     target = draw.choices(list(weights), list(weights.values()))[0]
     if target == "stage" or draw.random() < 0.7:  # most of the time there is work under way; else while it starts
         until(lambda: stages(flow) or not flow.is_running() or run.ended(), "a first stage", 0.02)
-    pace = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # on a machine that does other work all takes longer
+    pace = min(max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), 3.0)  # on a busy machine all takes longer
     time.sleep(draw.uniform(0, (1.5 if target == "stage" else 4.0) * pace))
     if target == "stage":
         until(lambda: stages(flow) or not flow.is_running() or run.ended(), "a stage", 0.005)
