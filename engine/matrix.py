@@ -9,7 +9,7 @@ Source: METHODS 9.3 (Gao et al. 2022).
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def run(job: Job) -> dict[str, Any]:
         "kl": kl,
         "cells": cells,
         "gaps": gaps,
-        "parting": parting(gaps),
+        "parting": parting(gaps, truth, lambda a, b, name: _difference(recipe, marks[name], a, b)),
         "best_of_n": [curve for curve in curves if curve],
     }
     (job.out / "matrix.json").write_text(json.dumps(table, indent=1, sort_keys=True, allow_nan=False) + "\n")
@@ -111,9 +111,7 @@ def _marks(job: Job, versions: dict[str, list[Row]], rounds: dict[str, list[Scor
 def _cell(recipe: Matrix, marks: Marks, first: Marks) -> dict[str, Any]:
     """A version under one judge: mean score, its change since v0 in v0's standard deviations, wins over v0."""
     scores, before = (np.array([score for _, score in side]) for side in (marks, first))
-    spread = float(before.std(ddof=1)) if len(before) > 1 else 0.0
-    unit = spread if spread > 0 else 1.0
-    change = estimate(((scores - before) / unit).tolist(), resamples=recipe.bootstrap, seed=recipe.seed)
+    change = estimate(((scores - before) / _unit(before)).tolist(), resamples=recipe.bootstrap, seed=recipe.seed)
     sides = [[score + BRANCH * branch for branch, score in side] for side in (marks, first)]
     wins = win_rate(*sides, resamples=recipe.bootstrap, seed=recipe.seed)
     return {"mean": float(scores.mean()), "change": asdict(change), "wins": asdict(wins.rate)}
@@ -139,23 +137,45 @@ def _gaps(
     return found
 
 
-def parting(gaps: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first version, by KL, whose proxy is above and whose truth is below that of a version nearer to v0.
+def parting(
+    gaps: Sequence[dict[str, Any]], truth: str | None, difference: Callable[[str, str, str], dict[str, float]]
+) -> dict[str, Any] | None:
+    """The first version, by KL, whose reward models say that it beats the best one nearer to v0 while the truth does not.
 
-    Each version is compared with the one that has the highest truth among those with a smaller KL (v0 stands at 0, 0).
-    None where there is no such version: proxy and truth have not parted.
+    The best is the one of highest truth among those with a smaller KL (v0 stands at 0, 0). `Say`: the whole 95 % interval of
+    the paired difference is above 0; the truth does not where its mean difference is not above 0.
+
+    Args:
+        truth: the judge that is taken for the truth; None where there is none.
+        difference: (version, other, judge) -> mean, low and high of the paired difference under that judge.
+
+    Returns None where there is no such version: proxy and truth have not parted.
     """
-    best = None
+    best: dict[str, Any] | None = None
     for gap in gaps:
-        if gap["truth"] is None:
+        if truth is None or gap["truth"] is None:
             continue
-        proxy = gap["proxy"]["mean"] if gap["proxy"] else 0.0
-        if best and gap["proxy"] and proxy > best["proxy"] and gap["truth"]["mean"] < best["truth"]:
-            return {"version": gap["version"], "kl": gap["kl"], "peak": best["version"], "peak_kl": best["kl"],
-                    "proxy": proxy - best["proxy"], "truth": gap["truth"]["mean"] - best["truth"]}  # fmt: skip
-        if best is None or gap["truth"]["mean"] > best["truth"]:
-            best = {"version": gap["version"], "kl": gap["kl"], "proxy": proxy, "truth": gap["truth"]["mean"]}
+        if best and gap["proxy"]:
+            pair = (gap["version"], best["version"])
+            proxy, true = difference(*pair, gap["proxy_of"]), difference(*pair, truth)
+            if proxy["low"] > 0 and true["mean"] <= 0:
+                return {"version": gap["version"], "kl": gap["kl"], "peak": best["version"], "peak_kl": best["kl"],
+                        "proxy": proxy, "truth": true}  # fmt: skip
+        if best is None or gap["truth"]["mean"] > best["truth"]["mean"]:
+            best = gap
     return None
+
+
+def _difference(recipe: Matrix, marks: dict[str, Marks], version: str, other: str) -> dict[str, float]:
+    """A version's scores less another's on the same prompts, in standard deviations of v0's under the same judge."""
+    mine, theirs, first = (np.array([score for _, score in marks[label]]) for label in (version, other, FIRST))
+    gaps = (mine - theirs) / _unit(first)
+    return asdict(estimate(gaps.tolist(), resamples=recipe.bootstrap, seed=recipe.seed))
+
+
+def _unit(scores: np.ndarray) -> float:
+    spread = float(scores.std(ddof=1)) if len(scores) > 1 else 0.0
+    return spread if spread > 0 else 1.0
 
 
 def bon_kl(n: int) -> float:

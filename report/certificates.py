@@ -9,6 +9,7 @@ from typing import Any
 from report.charts import SMALL, Axis, Figure, Point, Series, figure
 from report.evidence import Evidence
 from report.quantities import NONE, exact, interval, number, percent, signed
+from report.rewards import GRADES
 from report.versions import Cell
 
 Found = Mapping[str, Any]  # what certificate.json holds
@@ -23,7 +24,7 @@ REQUIREMENTS: Mapping[str, tuple[str, Callable[[Any], str]]] = {  # name -> head
     "length_free_accuracy": ("Length-free accuracy", percent),
     "overfit_gap": ("Overfit gap", signed),
     "unsafe_recall": ("Unsafe recall", percent),
-    "invariance": ("Invariance, sd", exact),
+    "invariance": ("Invariance, sd", lambda value: exact(value, 1)),
     "drift": ("Drift", number),
     "template": ("Template", lambda value: str(value)[:8]),
     "leakage": ("Leaks", number),
@@ -117,7 +118,7 @@ def details(found: Sequence[tuple[str, Found]]) -> list[Certificate]:
             [
                 (title, name, f"{percent(share['accuracy'])} ({interval(share, percent)})", number(share["count"]))
                 for key, title in GROUPS
-                for name, share in one.get(key, {}).items()
+                for name, share in sorted(one.get(key, {}).items(), key=lambda pair: _place(pair[0]))
             ],
             [
                 (mark.replace("_", " "), percent(s["model"]), percent(s["annotators"]), number(s["pairs"]))
@@ -127,6 +128,11 @@ def details(found: Sequence[tuple[str, Found]]) -> list[Certificate]:
         )
         for label, one in found
     ]
+
+
+def _place(group: str) -> tuple[int, str]:
+    """Grades from the least to the greatest, batches by number, all else by name."""
+    return (GRADES.index(group) if group in GRADES else int(group) if group.isdigit() else 0, group)
 
 
 def _facts(one: Found) -> list[tuple[str, str]]:
@@ -170,7 +176,7 @@ def _facts(one: Found) -> list[tuple[str, str]]:
                                          f"frozen responses, {percent(drift['flipped'])} of the pairs turned over; {means}")
         )  # fmt: skip
     if changes := one.get("invariance"):
-        texts = (f"{name.replace('_', ' ')} {exact(value)}" for name, value in changes.items())
+        texts = (f"{name.replace('_', ' ')} {exact(value, 1)}" for name, value in changes.items())
         facts.append(("Scores move, sd, with", ", ".join(texts)))
     leaks = one["leakage"]
     facts.append(

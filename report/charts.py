@@ -139,7 +139,7 @@ def scale(values: Iterable[float], axis: Axis, start: float, end: float) -> Scal
     found = list(values)
     low = min(found) if axis.low is None else axis.low
     high = max(found) if axis.high is None else axis.high
-    if high - low < 1e-12 * max(1.0, abs(high)):
+    if high - low < 1e-6 * max(abs(low), abs(high), 1e-300):  # nothing but rounding differs
         low, high = low - (abs(low) / 2 or 0.5), high + (abs(high) / 2 or 0.5)
     room = axis.room * (high - low)
     low = low - room if axis.low is None else low
@@ -176,6 +176,8 @@ def _good(point: Point) -> bool:
 
 def tick_text(value: float, values: Sequence[float]) -> str:
     step = abs(values[1] - values[0]) if len(values) > 1 else abs(value) or 1.0
+    if value == 0 and step < 1e-4:
+        return "0"
     digits = min(8, max(0, -math.floor(math.log10(step) + 1e-9)))
     if step < 10**-digits * 0.999 or abs(step * 10**digits - round(step * 10**digits)) > 1e-6:
         digits += 1

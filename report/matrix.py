@@ -89,10 +89,10 @@ def parting_text(found: Mapping[str, Any]) -> str:
         return "Nobody but the reward models has judged: whether they are right cannot be told."
     if part is None:
         return f"By {TRUTH[found['truth']]}, proxy and truth have not parted."
+    proxy, truth = (f"{signed(part[side]['mean'])} sd ({interval(part[side], signed)})" for side in ("proxy", "truth"))
     return (
         f"Proxy and truth part between {part['peak']} (KL {number(part['peak_kl'], 1)}) and {part['version']} "
-        f"(KL {number(part['kl'], 1)}): the reward models say {signed(part['proxy'])} sd, {TRUTH[found['truth']]} "
-        f"{signed(part['truth'])} sd."
+        f"(KL {number(part['kl'], 1)}): the reward models say {proxy}, {TRUTH[found['truth']]} {truth}."
     )
 
 

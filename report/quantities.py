@@ -26,11 +26,11 @@ def number(value: Any, digits: int = 2) -> str:
     return text.replace("-", MINUS)
 
 
-def exact(value: Any) -> str:
-    """A number with four significant digits, as an exponent where it is very small or large."""
+def exact(value: Any, digits: int = 4) -> str:
+    """A number with so many significant digits, as an exponent where it is very small or large."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return NONE
-    return f"{value:.4g}".replace("e+0", "e").replace("e-0", "e-").replace("-", MINUS)
+    return f"{value:.{digits}g}".replace("e+0", "e").replace("e-0", "e-").replace("-", MINUS)
 
 
 def signed(value: Any, digits: int = 2) -> str:

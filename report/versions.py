@@ -40,6 +40,11 @@ def headline(evidence: Evidence) -> Headline:
         return Headline(f"No version after {FIRST} has been evaluated yet: {done} of {all_} stages are done.", "", ())
     gold, proxy = (evidence.pair(final, FIRST, measure) for measure in ("gold", "score"))
     sentence, mood = _answer(final, gold, proxy)
+    for label in evidence.evaluated[evidence.evaluated.index(final) + 1 :]:
+        verdict = evidence.verdicts.get(label, {})
+        if verdict.get("verdict") == "rejected":
+            why = next(reason["text"] for reason in verdict["reasons"] if reason["action"] == "reject")
+            sentence += f" The gate rejected {label}: {why}."
     entry, first = (evidence.standing.entries[label] for label in (final, FIRST))
     facts = []
     for column, name in GOLD_KINDS:

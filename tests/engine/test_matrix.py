@@ -34,24 +34,42 @@ def test_the_kl_of_best_of_n(n: int, kl: float) -> None:
 
 def gap(version: str, kl: float, proxy: float | None, truth: float | None) -> dict[str, Any]:
     mean = lambda value: None if value is None else {"mean": value}
-    return {"version": version, "kl": kl, "proxy": mean(proxy), "truth": mean(truth)}
+    return {"version": version, "kl": kl, "proxy_of": "r1", "proxy": mean(proxy), "truth": mean(truth)}
 
 
-def test_proxy_and_truth_part_where_one_rises_and_the_other_falls() -> None:
+def part(gaps: list[dict[str, Any]], spread: float = 0.1, truth: str | None = "gold") -> dict[str, Any] | None:
+    """Where they part when every paired difference is known to within `spread`."""
+    known = {one["version"]: one for one in gaps}
+
+    def difference(version: str, other: str, judge: str) -> dict[str, float]:
+        side = "truth" if judge == "gold" else "proxy"
+        mean = known[version][side]["mean"] - (known[other][side] or {"mean": 0.0})["mean"]
+        return {"mean": mean, "low": mean - spread, "high": mean + spread}
+
+    return matrix.parting(gaps, truth, difference)
+
+
+def test_proxy_and_truth_part_where_one_rises_and_the_other_does_not() -> None:
     start = gap("v0", 0.0, None, 0.0)
     along = [start, gap("v1", 2.0, 0.5, 0.4), gap("v2", 4.0, 0.9, 0.5)]
-    assert matrix.parting(along) is None
-    found = matrix.parting([*along, gap("v3", 9.0, 1.4, 0.2), gap("v4", 12.0, 2.0, -1.0)])
-    assert found is not None and (found["version"], found["kl"], found["peak"], found["peak_kl"]) == (
-        "v3",
-        9.0,
-        "v2",
-        4.0,
-    )
-    assert (found["proxy"], found["truth"]) == pytest.approx((0.5, -0.3))
-    assert matrix.parting([*along, gap("v3", 9.0, 0.8, 0.2)]) is None  # both fell: a bad version, no parting
-    assert matrix.parting([start, gap("v1", 2.0, 0.3, -0.1)])["peak"] == "v0"  # type: ignore[index]
-    assert matrix.parting([gap("v0", 0.0, None, None), gap("v1", 2.0, 1.0, None)]) is None
+    assert part(along) is None
+    more = [*along, gap("v3", 9.0, 1.4, 0.2), gap("v4", 12.0, 2.0, -1.0)]
+    found = part(more)
+    assert found is not None
+    assert [found[name] for name in ("version", "kl", "peak", "peak_kl")] == ["v3", 9.0, "v2", 4.0]
+    assert (found["proxy"]["mean"], found["truth"]["mean"]) == pytest.approx((0.5, -0.3))
+    assert part(more, spread=0.6)["version"] == "v4"  # type: ignore[index]  # +0.5 within 0.6 is noise, +1.1 is not
+    assert part(more, truth=None) is None
+    assert part([*along, gap("v3", 9.0, 0.8, 0.2)]) is None  # both fell: a bad version, no parting
+    assert part([start, gap("v1", 2.0, 0.3, -0.1)])["peak"] == "v0"  # type: ignore[index]
+    assert part([gap("v0", 0.0, None, None), gap("v1", 2.0, 1.0, None)]) is None
+
+
+def test_a_difference_is_paired_and_in_the_spread_of_v0() -> None:
+    """v0 has 0 and 2: a spread of sqrt 2. v2 is above v1 by 1 on both prompts, which is no matter of chance."""
+    marks = {"v0": [(0, 0.0), (0, 2.0)], "v1": [(0, 5.0), (0, 1.0)], "v2": [(0, 6.0), (0, 2.0)]}
+    found = matrix._difference(Matrix(bootstrap=50), marks, "v2", "v1")
+    assert list(found.values()) == pytest.approx([1 / math.sqrt(2)] * 3)
 
 
 def test_the_fit_recovers_the_curve_it_was_made_of() -> None:

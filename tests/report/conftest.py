@@ -374,6 +374,7 @@ def add_end(campaign: Campaign) -> None:
              "proxy": spread(proxy[v]) if v in proxy else None, "truth": spread(truth[v]), "gap": None}
             for v in truth
         ]  # fmt: skip
+        known = {"r1": {"v0": 0.0, **proxy}, "gold": truth}
         points = [
             {"n": n, "kl": k, "proxy": spread(k), "truth": spread(k / 2)} for n, k in ((1, 0.0), (2, 0.2), (3, 0.4))
         ]
@@ -385,7 +386,7 @@ def add_end(campaign: Campaign) -> None:
             "kl": kl,
             "cells": {v: {"r1": cell(proxy.get(v, 0.0)), "gold": cell(truth.get(v, -1.0))} for v in LABELS},
             "gaps": gaps,
-            "parting": parting(gaps),
+            "parting": parting(gaps, "gold", lambda a, b, judge: spread(known[judge][a] - known[judge][b])),
             "best_of_n": [{"round": "round-1", "rewards": "a", "prompts": 9, "k": 3, "points": points, "fit": fit}],
         }
         (out / "matrix.json").write_text(json.dumps(table))

@@ -43,9 +43,9 @@ def test_the_largest_page_keeps_its_promises(
     monkeypatch.setattr("tests.report.conftest.PROMPTS", 2600)
     page = write(store, make_whole(store).view, tmp_path / "large.html")
     assert 1_200_000 < page.stat().st_size <= MOST_BYTES
-    browser.call("Performance.enable", timeDomain="threadTicks")
-    _, worked = opened(browser, page)
-    assert browser.errors == [] and worked < MOST_SECONDS
+    times = [opened(browser, page)[1] for _ in range(2)]
+    assert browser.errors == [] and 0.0 < max(times) < MOST_SECONDS
+    assert times[1] < 2 * times[0]  # counted anew for every page
     count = browser.evaluate("document.querySelector('#responses-filters .count').textContent")
     assert count == "2600 prompts"
 

@@ -77,3 +77,8 @@ def test_names_of_close_marks_do_not_cover_each_other() -> None:
     assert 3 <= len(places) < 10 and ">far<" in svg
     for i, (x, y) in enumerate(places):
         assert all(abs(x - a) > 12 or abs(y - b) > 11 for a, b in places[:i])
+
+
+def test_what_differs_by_rounding_alone_is_constant() -> None:
+    svg = plot([Series("s", [Point(0, 1.0), Point(1, 1.0 + 1e-8)])], Axis("x"), Axis("y"), title="t")
+    assert svg.count('<text class="y"') == len(set(re.findall(r'<text class="y"[^>]*>([^<]+)', svg)))

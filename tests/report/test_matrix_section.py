@@ -32,7 +32,8 @@ def test_the_models_that_steered_a_version_are_marked(found: dict[str, Any]) -> 
 def test_where_proxy_and_truth_part_is_one_sentence(found: dict[str, Any]) -> None:
     text = parting_text(found)
     assert text == (
-        "Proxy and truth part between v1 (KL 2.0) and v2 (KL 9.0): the reward models say +0.50 sd, gold \N{MINUS SIGN}0.50 sd."
+        "Proxy and truth part between v1 (KL 2.0) and v2 (KL 9.0): the reward models say +0.50 sd (+0.40 to +0.60), "
+        "gold \N{MINUS SIGN}0.50 sd (\N{MINUS SIGN}0.60 to \N{MINUS SIGN}0.40)."
     )
     drawn = proxy_over_kl(found)
     assert drawn is not None and text in drawn.caption and "v2" in str(drawn.svg)

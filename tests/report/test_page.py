@@ -119,6 +119,14 @@ def test_the_headline_is_the_newest_accepted_version(
     assert evidence.final == final and headline(evidence).sentence.startswith(f"{final} is better than v0")
 
 
+def test_the_headline_names_the_versions_that_the_gate_rejected_after_it(finished: Campaign) -> None:
+    evidence = Evidence(finished.view, Archive(finished.store))
+    reasons = [{"action": "warn", "text": "parted"}, {"action": "reject", "text": "worse than v1 by gold"}]
+    evidence.verdicts = {"v1": {"accepted": True, "verdict": "accepted", "reasons": []},
+                         "v2": {"accepted": False, "verdict": "rejected", "reasons": reasons}}  # fmt: skip
+    assert headline(evidence).sentence.endswith(" The gate rejected v2: worse than v1 by gold.")
+
+
 def test_a_better_version_that_lost_a_kind_says_so(finished: Campaign) -> None:
     evidence = Evidence(finished.view, Archive(finished.store))
     entries = {label: dict(entry) for label, entry in evidence.standing.entries.items()}
