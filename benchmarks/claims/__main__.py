@@ -66,7 +66,7 @@ def effects(claim: ModuleType, labs: Sequence[Lab]) -> list[Mapping[str, Effect]
 
 
 def main() -> int:
-    """Make what is missing, claim by claim, and print the table as it grows."""
+    """Make what is missing, several stages at a time, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="claims, by comma")
     parser.add_argument("--config", default="bake-off")
@@ -83,12 +83,11 @@ def main() -> int:
     labs = [Lab(store, given.config, seed) for seed in given.seeds]
     say = lambda line: print(f"  {line}", file=sys.stderr, flush=True)
     table = [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
+    modules = [importlib.import_module(f"benchmarks.claims.{name}") for name in wanted]
     try:
-        for name in wanted:
-            module = importlib.import_module(f"benchmarks.claims.{name}")
-            for lab in labs:
-                while not given.table and (todo := missing(module, lab)):
-                    make(lab.run, todo, given.slots, say=say)
+        while not given.table and (todo := [a for module in modules for lab in labs for a in missing(module, lab)]):
+            make(labs[0].run, todo, given.slots, say=say)
+        for module in modules:
             table += (rows := lines(module, effects(module, labs)))
             print("\n".join(rows), flush=True)
     finally:
