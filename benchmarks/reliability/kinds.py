@@ -28,7 +28,7 @@ CHOSEN = {  # kind of work -> the stage that stands for it
     "continuing": "r1-base", "decide": "r1-decide", "evaluate": "v2-evaluate", "gate": "v2-gate", "gather": "r1-gather",
     "ingest": "demonstrations", "leakage": "leakage", "matrix": "matrix", "measure": "r1-measure", "online": "v2",
     "pack": "r1-pack", "pretrain": "base", "probe": "r1-probe", "rank": "ranking", "reward": "r1-helpfulness",
-    "sample": "r1-sample", "score": "r1-score", "select": "r1-select", "train": "v1", "transplant": "r1-transplant",
+    "sample": "r1-sample", "score": "r1-score", "select": "r1-select", "train": "v0", "transplant": "r1-transplant",
 }  # fmt: skip
 REFRESH = {  # a file is JSON, which is YAML too
     "name": "again",
