@@ -1,63 +1,66 @@
-"""What a stage will take, by arithmetic from the architecture: parameters, tokens at most, memory at least, bytes stored."""
+"""What a stage will take: rows, steps, tokens, FLOPs, memory and bytes by arithmetic, time and money from what was measured.
+
+The arithmetic wants to know how many rows a stage reads and how long they are (`Reads`). Before they exist it takes what the
+recipe and the stages already made say, and at most the limits; so a plan sharpens as the campaign goes on.
+"""
+
+from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from cli.costs import (
+    Architecture,
+    Lengths,
+    Sizes,
+    activation_bytes,
+    cache_bytes,
+    human,
+    sizes_of,
+    training_bytes,
+)
+from configs import describe
 from configs.load import locate
-from configs.recipes import Adopt, Annotate, Evaluate, Online, Pretrain, Probe, Reward, Sample, Train
+from configs.recipes import Adopt, Annotate, Evaluate, Ingest, Limits, Online, Pretrain, Probe, Reward, Sample, Train
 from configs.runtime import Runtime
 from tasks import Artifact
 
-Architecture = Mapping[str, Any]  # a Hugging Face config's numbers
-ADAM_BYTES = {
-    "float32": 16,
-    "bfloat16": 18,
-}  # a parameter's weight, gradient and fp32 AdamW state (and fp32 master copy)
-WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
+__all__ = ["Forecast", "Reads", "architecture_of", "expected", "forecast", "human", "reads_of"]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a stage works on. rows: in the data, once each (prompts where it samples); sequences: to a row."""
+
+    rows: int
+    lengths: Lengths
+    sequences: int = 1
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """memory: bytes a device for weights, gradients and optimizer state, activations not counted; stored: bytes kept."""
+    """parameters: of the model at work, `trained` of them learn; tokens: with a loss, or sampled; amount: what the time of a
+    stage grows with, FLOPs or else rows; memory: bytes a device, of the process where it was measured; stored: bytes kept."""
 
     parameters: int
-    tokens: int | None
+    trained: int
+    rows: int
+    steps: int
+    tokens: int
+    flops: float
     memory: int
     stored: int
+    cpu_seconds: float | None = None
+    seconds: float | None = None
+    money: float | None = None
 
-
-def parameters_of(a: Architecture) -> int:
-    """Parameters of a causal LM, from its config's numbers.
-
-    Raises:
-        ValueError: a model type whose formula is not here.
-    """
-    kind, d, layers = a.get("model_type", "llama"), int(a["hidden_size"]), int(a["num_hidden_layers"])
-    vocab = int(a["vocab_size"])
-    if kind in ("llama", "mistral", "qwen2"):
-        heads = int(a["num_attention_heads"])
-        head = int(a.get("head_dim") or d // heads)
-        kv = int(a.get("num_key_value_heads") or heads)
-        biases = (heads + 2 * kv) * head if kind == "qwen2" else 0
-        block = 2 * d * heads * head + 2 * d * kv * head + 3 * d * int(a["intermediate_size"]) + 2 * d + biases
-        tables = 1 if a.get("tie_word_embeddings", False) else 2
-        return tables * vocab * d + layers * block + d
-    if kind == "opt":
-        ffn, narrow = int(a["ffn_dim"]), int(a.get("word_embed_proj_dim") or d)
-        block = 4 * (d * d + d) + 2 * d * ffn + ffn + d + 4 * d
-        projections = 2 * d * narrow if narrow != d else 0
-        final = 2 * d if a.get("do_layer_norm_before", True) else 0
-        return vocab * narrow + (int(a["max_position_embeddings"]) + 2) * d + projections + layers * block + final
-    if kind == "gpt2":
-        return (
-            vocab * d
-            + int(a.get("n_positions") or a["max_position_embeddings"]) * d
-            + layers * (12 * d * d + 13 * d)
-            + 2 * d
-        )
-    raise ValueError(f"no parameter count for model type {kind!r}; known: llama, mistral, qwen2, opt, gpt2")
+    @property
+    def amount(self) -> float:
+        """What its time grows with."""
+        return self.flops or float(max(1, self.rows))
 
 
 def architecture_of(artifact: Artifact) -> Architecture | None:
@@ -76,52 +79,217 @@ def architecture_of(artifact: Artifact) -> Architecture | None:
     return None
 
 
-def forecast(artifact: Artifact, runtime: Runtime) -> Forecast | None:
-    """The stage's forecast; None for stages without a model."""
-    recipe, architecture = artifact.stage.recipe, architecture_of(artifact)
+def forecast(artifact: Artifact, runtime: Runtime, reads: Reads | None = None) -> Forecast:
+    """The stage's forecast, without time. reads: what it works on, where that is known better than `expected` guesses."""
+    reads, architecture = reads or expected(artifact), architecture_of(artifact)
+    recipe, work = artifact.stage.recipe, artifact.stage.work
     if architecture is None:
-        return None
-    count = parameters_of(architecture)
-    dtype = getattr(recipe, "dtype", "float32")
-    weights, trained = count * WEIGHT_BYTES[dtype], count * ADAM_BYTES[dtype]
-    if isinstance(recipe, Pretrain):
-        return Forecast(
-            count,
-            recipe.steps * recipe.batch_size * recipe.sequence_length,
-            _sharded(trained, weights, runtime),
-            weights,
-        )
-    if isinstance(recipe, Train | Reward):
-        return Forecast(count, None, _sharded(trained, weights, runtime), weights)
+        return Forecast(0, 0, reads.rows, 0, 0, 0.0, 0, 0)
+    if work not in _MODELS:
+        size = sizes_of(architecture).parameters
+        kept = size * (2 if getattr(recipe, "dtype", "float32") == "bfloat16" else 4)
+        return Forecast(size, 0, reads.rows, 0, 0, 0.0, 0, kept if artifact.stage.kind == "model" else 0)
+    lora, dtype = getattr(recipe, "lora", None), getattr(recipe, "dtype", "float32")
+    plain = sizes_of(architecture)
+    trained = sizes_of(architecture, lora=lora, reward=isinstance(recipe, Reward))
+    learn = trained.parameters if lora is None else trained.parameters - sizes_of(architecture).parameters
+    held = training_bytes(trained.parameters, learn, dtype, launcher=runtime.launcher, zero=runtime.zero,
+                          processes=runtime.processes).total  # fmt: skip
+    kept = (2 if dtype == "bfloat16" else 4) * sizes_of(architecture, reward=isinstance(recipe, Reward)).parameters
+    one = _One(plain, trained, reads, runtime, artifact)
+    if isinstance(recipe, Pretrain | Train | Reward):
+        return _offline(one, recipe, Forecast(trained.parameters, learn, reads.rows, 0, 0, 0.0, held, kept), dtype)
     if isinstance(recipe, Online):
-        rows = recipe.iterations * recipe.batch_size
-        tokens = rows * (recipe.limits.prompt_tokens + recipe.limits.response_tokens)
-        frozen = 1 + sum(upstream.stage.work == "reward" for upstream in artifact.upstream)
-        return Forecast(count, tokens, 2 * _sharded(trained, weights, runtime) + frozen * weights, weights)
-    if isinstance(recipe, Sample | Annotate | Evaluate | Probe):
-        per_prompt = recipe.k if isinstance(recipe, Sample | Probe) else 2 if isinstance(recipe, Annotate) else 1
-        temperatures = len(recipe.temperatures) if isinstance(recipe, Probe) else 1
-        tokens = recipe.prompts * per_prompt * temperatures * recipe.limits.response_tokens
-        return Forecast(count, tokens, weights, tokens * 4)
-    return Forecast(count, None, weights, weights if artifact.stage.kind == "model" else 0)
+        return _online(one, recipe, Forecast(trained.parameters, learn, 0, 0, 0, 0.0, held, kept), dtype)
+    return _reading(one, recipe, work)
 
 
-def _sharded(trained: int, weights: int, runtime: Runtime) -> int:
-    """Bytes a device of a model in training, under the runtime's ZeRO stage (Rajbhandari et al. 2020, section 5)."""
-    n, gradients = runtime.processes, weights
-    rest = trained - weights - gradients
-    return {
-        0: trained,
-        1: weights + gradients + rest // n,
-        2: weights + (gradients + rest) // n,
-        3: trained // n,
-    }[runtime.zero]
+_MODELS = frozenset(("pretrain", "train", "reward", "online", "sample", "probe", "annotate", "evaluate", "score"))
 
 
-def human(count: float, unit: str = "") -> str:
-    """1234567 -> 1.2M."""
-    for suffix in ("", "k", "M", "G", "T"):
-        if abs(count) < 1000 or suffix == "T":
-            return f"{count:.0f}{suffix}{unit}" if suffix == "" else f"{count:.1f}{suffix}{unit}"
-        count /= 1000
-    raise AssertionError
+@dataclass(frozen=True)
+class _One:
+    """A stage with what its arithmetic needs. rewards: its scorers."""
+
+    plain: Sizes
+    trained: Sizes
+    reads: Reads
+    runtime: Runtime
+    artifact: Artifact
+
+    def scorers(self) -> int:
+        return len(_inputs(self.artifact, "rewards"))
+
+    def scoring(self) -> float:
+        """FLOPs of one response under one reward model."""
+        return replace(self.plain, head=self.plain.hidden).forward(self.reads.lengths, 1)
+
+
+def _offline(one: _One, recipe: Pretrain | Train | Reward, start: Forecast, dtype: str) -> Forecast:
+    """Rows in a fixed order: three forward passes' worth a sequence, one more where a reference reads it first."""
+    reads = one.reads
+    steps, seen = steps_of(recipe, reads.rows)
+    sequences = seen * reads.sequences
+    outputs = 1.0 if isinstance(recipe, Reward) else reads.lengths.response
+    flops = one.trained.learning(reads.lengths, outputs) * sequences
+    if _needs_reference(recipe):
+        flops += one.plain.forward(reads.lengths, reads.lengths.response) * reads.rows * reads.sequences
+    rows = min(one.runtime.train_rows or recipe.batch_size * reads.sequences, max(1, sequences))
+    memory = start.memory + activation_bytes(one.trained, rows / one.runtime.processes, reads.lengths, outputs, dtype)
+    tokens = round(sequences * reads.lengths.response)
+    return replace(start, rows=seen, steps=steps, tokens=tokens, flops=flops, memory=memory)
+
+
+def steps_of(recipe: Pretrain | Train | Reward, rows: int) -> tuple[int, int]:
+    """Optimizer steps, and rows that they see together: whole epochs with their last partial batch."""
+    if isinstance(recipe, Pretrain):
+        return recipe.steps, recipe.steps * recipe.batch_size
+    if rows == 0:
+        return 0, 0
+    cuts = math.ceil(rows / recipe.batch_size)
+    steps = seen = 0
+    for epoch in range(math.ceil(recipe.epochs)):
+        taken = math.ceil(round(min(1.0, recipe.epochs - epoch) * cuts, 9))
+        steps, seen = steps + taken, seen + min(rows, taken * recipe.batch_size)
+    limit = recipe.max_steps if isinstance(recipe, Train) else 0
+    return (limit, min(seen, limit * recipe.batch_size)) if limit and limit < steps else (steps, seen)
+
+
+def _needs_reference(recipe: Pretrain | Train | Reward) -> bool:
+    return isinstance(recipe, Train | Reward) and "reference_logp" in describe(recipe.method).forwards
+
+
+def _online(one: _One, recipe: Online, start: Forecast, dtype: str) -> Forecast:
+    """A batch of rollouts is sampled and read by policy, reference, critic and reward models; then policy and critic learn."""
+    lengths, has_critic = one.reads.lengths, "value" in describe(recipe.method).forwards
+    policy = one.trained.forward(lengths, lengths.response)
+    critic = replace(one.trained, head=one.plain.hidden).forward(lengths, lengths.response) if has_critic else 0.0
+    warm = recipe.warmup_batches if has_critic else 0
+    batches, rollouts = recipe.iterations + warm, (recipe.iterations + warm) * recipe.batch_size
+    read = 3 * policy + critic + one.scorers() * one.scoring()
+    heads = (one.trained, replace(one.trained, head=one.plain.hidden)) if has_critic else (one.trained,)
+    each = [sizes.learning(lengths, lengths.response) for sizes in heads]
+    learned = sum(each) * recipe.iterations * recipe.batch_size * recipe.epochs
+    warmed = each[-1] * warm * recipe.warmup_steps * recipe.minibatch_size
+    steps = recipe.iterations * recipe.epochs * (recipe.batch_size // recipe.minibatch_size)
+    rows = one.runtime.train_rows or recipe.minibatch_size
+    frozen = (one.scorers() + (recipe.lora is None)) * 4 * one.plain.parameters
+    memory = start.memory * (2 if has_critic else 1) + frozen
+    memory += activation_bytes(one.trained, rows, lengths, lengths.response, dtype)
+    tokens = round(recipe.iterations * recipe.batch_size * lengths.response)
+    flops = rollouts * read + learned + warmed
+    return replace(start, rows=rollouts, steps=steps, tokens=tokens, flops=flops, memory=memory) if batches else start
+
+
+def _reading(one: _One, recipe: Any, work: str) -> Forecast:
+    """Stages that sample, score, or both."""
+    lengths, runtime = one.reads.lengths, one.runtime
+    sampled = one.reads.rows * one.reads.sequences
+    generated = one.plain.forward(lengths, lengths.response)
+    each = {
+        "sample": generated,
+        "annotate": generated,
+        "probe": generated + one.scorers() * one.scoring(),
+        "score": one.scorers() * one.scoring(),
+        "evaluate": 3 * generated
+        + one.scoring()
+        * (one.scorers() + len(_inputs(one.artifact, "judges")))
+        * (1 + len(_inputs(one.artifact, "earlier"))),
+    }[work]
+    models = {
+        "sample": 1,
+        "annotate": 2,
+        "probe": 1 + one.scorers(),
+        "score": one.scorers(),
+        "evaluate": 2 + one.scorers(),
+    }
+    rows = min(sampled, runtime.score_rows if work == "score" else runtime.sample_rows)
+    memory = models[work] * 4 * one.plain.parameters + cache_bytes(one.plain, rows, lengths, "float32")
+    tokens = 0 if work == "score" else round(sampled * lengths.response)
+    return Forecast(one.plain.parameters, 0, sampled, 0, tokens, each * sampled, memory, 4 * tokens)
+
+
+def expected(artifact: Artifact) -> Reads:
+    """What a stage will read, from its recipe and from what was made before it; lengths are at most the limits."""
+    recipe, work = artifact.stage.recipe, artifact.stage.work
+    limits = getattr(recipe, "limits", None) or Limits()
+    lengths = Lengths.fixed(limits.prompt_tokens, limits.response_tokens)
+    if isinstance(recipe, Pretrain):
+        return Reads(recipe.steps * recipe.batch_size, Lengths.fixed(1, recipe.sequence_length))
+    if isinstance(recipe, Ingest):
+        return Reads(sum(source.count or 0 for source in recipe.sources), lengths)
+    if isinstance(recipe, Train):
+        rows = sum(made_rows(a) for a in _inputs(artifact, "rows"))
+        extra = round(rows * recipe.replay / (1 - recipe.replay)) if _inputs(artifact, "replay") else 0
+        return Reads(rows + extra, lengths, 2 if "chosen" in describe(recipe.method).columns else 1)
+    if isinstance(recipe, Reward):
+        given = _inputs(artifact, "preferences")
+        own = sum(made_rows(a, recipe.kind) for a in given)
+        other = min(
+            sum(made_rows(a) for a in given) - own, round(own * (1 - recipe.own_share) / max(recipe.own_share, 1e-9))
+        )
+        return Reads(round((own + max(0, other)) * (1 - recipe.held_out)), lengths, 2)
+    if isinstance(recipe, Online):
+        return Reads(recipe.batch_size, lengths)
+    if isinstance(recipe, Annotate):
+        return Reads(_at_most(artifact, recipe.prompts), lengths, 2)
+    if isinstance(recipe, Sample):
+        return Reads(_at_most(artifact, recipe.prompts), lengths, recipe.k)
+    if isinstance(recipe, Probe):
+        return Reads(_at_most(artifact, recipe.prompts), lengths, recipe.k * len(recipe.temperatures))
+    if isinstance(recipe, Evaluate):
+        return Reads(recipe.prompts, lengths)
+    if work == "score":
+        return Reads(sum(made_rows(a) for a in _inputs(artifact, "samples")), lengths)
+    return Reads(sum(made_rows(a) for a in artifact.upstream if a.stage.kind == "rows"), lengths)
+
+
+def _inputs(artifact: Artifact, role: str) -> list[Artifact]:
+    """The artifacts that a stage takes in a role."""
+    refs = artifact.stage.inputs.get(role, ())
+    wanted = list(refs) if isinstance(refs, tuple | list) else [refs]
+    return [one for ref in wanted for one in artifact.upstream if one.ref == ref][: len(wanted)]
+
+
+def _at_most(artifact: Artifact, prompts: int) -> int:
+    there = [made_rows(a) for a in _inputs(artifact, "prompts")]
+    return min(prompts, *there) if any(there) else prompts
+
+
+def made_rows(artifact: Artifact, kind: str | None = None) -> int:
+    """The rows of an artifact: as it says once it is made, before that as its recipe would have it."""
+    recipe, made = artifact.stage.recipe, artifact.made()
+    if made is not None:
+        names = ("rows", "responses", "pairs") if kind is None else (kind, "rows")
+        return int(next((made.summary[name] for name in names if name in made.summary), 0))
+    if isinstance(recipe, Ingest):
+        return round(sum(source.count or 0 for source in recipe.sources) * (1 - recipe.held_out))
+    if isinstance(recipe, Annotate):
+        return recipe.prompts // (1 if kind is None else len(recipe.kinds))
+    if isinstance(recipe, Sample):
+        return recipe.prompts * recipe.k
+    if artifact.stage.work == "select":
+        return max((a.stage.recipe.prompts for a in _sampled(artifact)), default=0)
+    return sum(made_rows(a) for a in artifact.upstream if a.stage.work in ("sample", "select"))
+
+
+def _sampled(artifact: Artifact) -> list[Any]:
+    found = [artifact] if artifact.stage.work == "sample" else []
+    return found + [one for upstream in artifact.upstream for one in _sampled(upstream)]
+
+
+def reads_of(artifact: Artifact, summary: Mapping[str, Any]) -> Reads | None:
+    """What a finished stage has read, by its own record; None where the record does not say."""
+    if artifact.stage.work in ("train", "reward", "pretrain") and summary.get("sequences"):
+        count, rows = summary["sequences"], summary["rows"]
+        response = summary["tokens"] / count
+        per_row = max(1, round(count / rows))
+        given = expected(artifact)
+        return Reads(
+            given.rows, Lengths(summary["read"] / count - response, response, summary["squares"] / count), per_row
+        )
+    if artifact.stage.work == "sample" and summary.get("prompt_tokens"):
+        count = summary["responses"]
+        lengths = Lengths(summary["prompt_tokens"] / count, summary["tokens"] / count, summary["squares"] / count)
+        return Reads(summary["prompts"], lengths, count // summary["prompts"])
+    return None

@@ -123,12 +123,24 @@ def show_outcome(plan: Any) -> None:
 
 @app.command()
 def plan(
-    config: Config = "tiny", seed: Seed = None, store: StoreUrl = None, until: Until = None, runtime: RuntimeFile = None
+    config: Config = "tiny",
+    seed: Seed = None,
+    store: StoreUrl = None,
+    until: Until = None,
+    runtime: RuntimeFile = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="First run the campaign in small, to measure time.")
+    ] = False,
 ) -> None:
     """Show what would run, what is reused and why, and what it would take."""
     from cli.plan import print_plan
 
-    print_plan(planned(config, seed, store, runtime, until, require_data=False))
+    found = planned(config, seed, store, runtime, until, require_data=calibrate)
+    if calibrate:
+        from cli import calibration
+
+        typer.echo(f"calibration: {calibration.calibrate(found)}", err=True)
+    print_plan(found)
 
 
 @app.command()

@@ -1,51 +1,91 @@
 """What would run and why, where a campaign stands, and what names a stage."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from cli.forecast import Forecast, forecast, human
+from cli.calibration import estimate, in_time, known_costs, money_of
+from cli.costs import human
+from cli.forecast import Forecast
 from configs import ConfigError
+from storage import Manifest
 from tasks import Artifact, Run
 
 console = Console(highlight=False, soft_wrap=True)
-OTHER_COLUMNS = 56  # characters that the plan's table needs beside the reasons
+OTHER_COLUMNS = 92  # characters that the plan's table needs beside the reasons
+
+
+COLUMNS = ("params", "steps", "tokens", "FLOPs", "time", "memory", "stored", "money")
 
 
 def print_plan(run: Run) -> None:
-    """One line a stage: reused or to be done, with the reason; `explain` says more about one of them."""
+    """One line a stage: reused or to be done, what it would take, and the reason; `explain` says more about one of them."""
     last = run.record_or_none()
     notes = last.notes() if last else {}
+    costs = known_costs(run)
+    forecasts = {label: estimate(artifact, run.runtime, costs) for label, artifact in run.artifacts.items()}
+    todo = {label: one for label, one in forecasts.items() if run.artifacts[label].made() is None}
+    money = money_of(todo.values())
+    columns = COLUMNS if money is not None else COLUMNS[:-1]
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("stage", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for column in ("params", "tokens", "memory", "stored"):
+    for column in columns:
         table.add_column(column, no_wrap=True, justify="right")
     table.add_column("why", no_wrap=True)
-    todo, stored = 0, 0
     room = max(24, console.width - OTHER_COLUMNS)
     for artifact in run.artifacts.values():
-        made, expected = artifact.made(), forecast(artifact, run.runtime)
-        todo += made is None
-        stored += expected.stored if expected and made is None else 0
+        made = artifact.made()
+        cells = _forecast_cells(forecasts[artifact.label]) if made is None else _made_cells(made.manifest)
         table.add_row(
             artifact.label,
             "reuse" if made else "[bold]run[/bold]",
-            *(_forecast_cells(expected) if made is None else (["", "", "", human(made.manifest.bytes, "B")])),
+            *cells[: len(columns)],
             shorten(_reason(run, artifact, notes), room),
         )
     console.print(table)
-    done = len(run.artifacts) - todo
-    console.print(f"{len(run.artifacts)} stages: {done} reused, {todo} to run; store {run.store.url}")
+    done = len(run.artifacts) - len(todo)
+    console.print(f"{len(run.artifacts)} stages: {done} reused, {len(todo)} to run; store {run.store.url}")
     if todo:
-        console.print(
-            f"to be stored: about {human(stored, 'B')}. tokens: at most; memory: weights, gradients, optimizer state; both"
-            " by arithmetic"
-        )
+        for line in _totals(run, forecasts, todo, money):
+            console.print(line)
     for line in run.store.warnings:
         console.print(f"note: {line}")
+
+
+def _totals(run: Run, forecasts: dict[str, Forecast], todo: dict[str, Forecast], money: float | None) -> Iterator[str]:
+    """What everything together takes, and what the columns mean."""
+    total = lambda column: sum(getattr(one, column) for one in todo.values())
+    yield (
+        f"to run: {human(total('flops'), ' FLOPs')}, {human(total('tokens'))} tokens, {human(total('stored'), 'B')} stored"
+    )
+    if (found := in_time(run, forecasts)) is not None:
+        price = "" if money is None else f", money {money:,.0f}"
+        yield f"time: about {duration(found[0])} on the clock, {duration(found[1])} of processor time{price}"
+    else:
+        yield (
+            "time: not measured here; `roundhouse plan --calibrate` runs the campaign in small to find out (a minute or two), "
+            "or set runtime.device_flops"
+        )
+    yield (
+        "tokens, FLOPs, memory: by arithmetic from rows and lengths where they are known, and at most the limits where not "
+        "(docs/forecast.md)"
+    )
+
+
+def duration(seconds: float) -> str:
+    """90 -> 1.5 min."""
+    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _made_cells(manifest: Manifest) -> list[str]:
+    return ["", "", "", "", duration(float(manifest.record.get("seconds", 0.0))), "", human(manifest.bytes, "B"), ""]
 
 
 def shorten(text: str, room: int) -> str:
@@ -53,11 +93,14 @@ def shorten(text: str, room: int) -> str:
     return text if len(text) <= room else text[: room - 1] + "…"
 
 
-def _forecast_cells(expected: Forecast | None) -> list[str]:
-    if expected is None:
-        return [""] * 4
-    tokens = human(expected.tokens) if expected.tokens is not None else "by rows"
-    return [human(expected.parameters), tokens, human(expected.memory, "B"), human(expected.stored, "B")]
+def _forecast_cells(expected: Forecast) -> list[str]:
+    shown = lambda count, unit="": human(count, unit) if count else ""
+    time = duration(expected.seconds) if expected.seconds is not None else ""
+    money = f"{expected.money:,.2f}" if expected.money is not None else ""
+    return [
+        shown(expected.parameters), shown(expected.steps), shown(expected.tokens), shown(expected.flops), time,
+        shown(expected.memory, "B"), shown(expected.stored, "B"), money,
+    ]  # fmt: skip
 
 
 def _reason(run: Run, artifact: Artifact, notes: dict[str, list[Any]]) -> str:

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from configs.fields import Count, Natural, Positive, Strict
 
 
@@ -27,6 +29,10 @@ class Runtime(Strict):
     lease_beat: Positive = 20.0
     require_cas: bool = False
     timeout_seconds: Positive = 7 * 24 * 3600.0
+    device_flops: float = Field(
+        default=0.0, ge=0.0
+    )  # FLOP/s that a device sustains, for `plan` where nothing is measured
+    device_price: float = Field(default=0.0, ge=0.0)  # money for a device and hour, in whatever money; 0 = not known
 
     def numerics(self) -> dict[str, str | int]:
         """The settings under which equal names also mean equal bytes (on one CPU type)."""

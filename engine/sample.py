@@ -13,7 +13,7 @@ from engine.models import load_policy
 from engine.template import load_chat
 from storage.rows import write_rows
 
-SHARD_ROWS = 16384  # a shard is held in memory: no more responses than this, however many are asked for
+SHARD_ROWS = 4096  # a shard is held in memory: no more responses than this, however many are asked for
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -40,7 +40,10 @@ def run(job: Job) -> dict[str, Any]:
         written = write_rows(job.out / f"responses-{number:05d}.parquet", "Response", rows)
         if written != len(kept) * recipe.k:
             raise StageError(f"shard {number}: {written} responses, want {len(kept)} prompts x {recipe.k}")
+        lengths = [len(ids) for _, ids in kept for _ in range(recipe.k)]
         now = {
+            "prompt_tokens": sum(lengths),
+            "squares": sum((length + len(row["token_ids"])) ** 2 for length, row in zip(lengths, rows)),
             "prompts": len(kept),
             "dropped": dropped,
             "responses": written,

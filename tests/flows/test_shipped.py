@@ -19,6 +19,7 @@ CONFIGS = sorted(path.stem for path in FOLDER.glob("*.yaml") if "campaign" not i
 VERSIONS = {
     "opt-350m-rm-static": ["base", "v0", "ppo"],
     "llama2-70b": ["base", "v0", "v1", "v2", "v3", "v4", "v5-rs", "v5"],
+    "llama2-7b": ["base", "v0", "v1", "v2", "v3", "v4", "v5-rs", "v5"],
     "stories": ["base", "v0", "v1", "v2", "v3", "v4", "v5-rs", "v5"],
     "hh": ["base", "v0", "v1"],
 }
@@ -42,7 +43,10 @@ def test_every_shipped_config_is_laid_out_without_its_data(
         ]
 
 
-@pytest.mark.parametrize(("name", "published"), [("opt-350m-rm-static", "331.2M"), ("llama2-70b", "69.0G")])
+SIZES = [("opt-350m-rm-static", "331.2M"), ("llama2-70b", "69.0G"), ("llama2-7b", "6.7G")]
+
+
+@pytest.mark.parametrize(("name", "published"), SIZES)
 def test_plan_needs_neither_hub_nor_data(name: str, published: str, tmp_path: Path) -> None:
     """The published sizes, from the architecture numbers in the YAML (with the proxy closed and the hub forbidden)."""
     environment = {

@@ -1,0 +1,228 @@
+"""What stages cost on this device with this model, measured on the campaign itself in small (`roundhouse plan --calibrate`).
+
+A stage's time is a fixed part and one that grows with its amount of work (FLOPs, or rows where no model is at work). Both come
+from finished stages of the same kind: each has recorded the processor time between its first and its last word on progress.
+What the campaign's own store has is taken first, then the calibration's, kept in .roundhouse by model and device.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cli.forecast import Forecast, Reads, architecture_of, expected, forecast, reads_of
+from configs import Campaign, Runtime
+from storage import FileInfo, digest, open_store
+from tasks import Artifact, Run
+
+ROOT = Path(__file__).resolve().parent.parent
+CAPS = {"count": 2000, "steps": 40, "max_steps": 16, "iterations": 3, "warmup_batches": 1}  # of the campaign in small
+WAVES = 2  # batches of responses that a stage in small samples
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one kind of work costs. fixed and rate: seconds, and seconds for a unit of the amount; of processor time and on
+    the clock. beyond: bytes of memory that arithmetic does not know of. curve, extra: bytes kept for a step, and beside
+    weights and rows; row: bytes of a row of a result without weights."""
+
+    fixed: float
+    rate: float
+    fixed_wall: float
+    rate_wall: float
+    beyond: float
+    curve: float = 0.0
+    extra: float = 0.0
+    row: float = 0.0
+    lengths: tuple[float, float, float] | None = None
+
+
+Costs = Mapping[str, Cost]
+
+
+def kind_of(artifact: Artifact) -> str:
+    """What has a cost of its own: the work, and the method where one learns."""
+    recipe = artifact.stage.recipe
+    return f"{artifact.stage.work}-{recipe.method}" if hasattr(recipe, "method") else artifact.stage.work
+
+
+def costs_of(run: Run) -> dict[str, Cost]:
+    """The costs that the finished stages of a run tell, by kind of work; the mean where there are several."""
+    found: dict[str, list[Cost]] = {}
+    for artifact in run.artifacts.values():
+        if (one := cost_of(artifact, run.runtime)) is not None:
+            found.setdefault(kind_of(artifact), []).append(one)
+    return {kind: _mean(costs) for kind, costs in found.items()}
+
+
+def _mean(costs: list[Cost]) -> Cost:
+    numbers = [name for name in asdict(costs[0]) if name != "lengths"]
+    mean = {name: sum(getattr(c, name) for c in costs) / len(costs) for name in numbers}
+    return Cost(**mean, lengths=next((c.lengths for c in reversed(costs) if c.lengths), None))
+
+
+def cost_of(artifact: Artifact, runtime: Runtime) -> Cost | None:
+    """What one finished stage tells; None where it is not finished or was measured under other numerics."""
+    made = artifact.made()
+    if made is None or made.manifest.record.get("numerics") != runtime.numerics():
+        return None
+    record = made.manifest.record
+    reads = reads_of(artifact, made.summary)
+    known = forecast(artifact, runtime, reads)
+    cpu, wall = float(record["cpu_seconds"]), float(record["seconds"])
+    if pace := record.get("pace"):
+        rate, rate_wall = (pace[name] / pace["done"] * pace["of"] / known.amount for name in ("cpu_seconds", "seconds"))
+    else:
+        rate, rate_wall = cpu / known.amount, wall / known.amount
+    curve, extra, row = _bytes(made.manifest.files, known)
+    return Cost(
+        max(0.0, cpu - rate * known.amount), rate, max(0.0, wall - rate_wall * known.amount), rate_wall,
+        float(record["peak_bytes"]) - known.memory, curve, extra, row,
+        None if reads is None else (reads.lengths.prompt, reads.lengths.response, reads.lengths.square),
+    )  # fmt: skip
+
+
+def _bytes(files: Mapping[str, FileInfo], known: Forecast) -> tuple[float, float, float]:
+    """Bytes for a step of the curve, beside weights and curve, and for a row of a result without weights."""
+    curve = sum(info.size for name, info in files.items() if name == "metrics.jsonl")
+    weights = sum(info.size for name, info in files.items() if name.endswith(".safetensors"))
+    rest = sum(info.size for info in files.values()) - curve - weights
+    if weights:
+        return curve / max(1, known.steps), weights - known.stored + rest, 0.0
+    return 0.0, curve, rest / max(1, known.rows)
+
+
+def estimate(artifact: Artifact, runtime: Runtime, costs: Costs, reads: Reads | None = None) -> Forecast:
+    """The stage's forecast with time, memory and bytes as measured, as far as its kind of work was."""
+    cost = costs.get(kind_of(artifact)) or next(
+        (c for k, c in costs.items() if k.split("-")[0] == artifact.stage.work), None
+    )
+    if reads is None and cost is not None and cost.lengths is not None:
+        from cli.costs import Lengths
+
+        reads = replace(expected(artifact), lengths=Lengths(*cost.lengths))
+    found = forecast(artifact, runtime, reads)
+    if cost is None:
+        return _by_device(found, runtime)
+    weights = artifact.stage.kind in ("model", "reward")
+    stored = found.stored + cost.curve * found.steps + cost.extra if weights else cost.extra + cost.row * found.rows
+    seconds = cost.fixed_wall + cost.rate_wall * found.amount
+    return replace(
+        found,
+        memory=round(found.memory + cost.beyond),
+        stored=round(stored),
+        cpu_seconds=cost.fixed + cost.rate * found.amount,
+        seconds=seconds,
+        money=_money(seconds, runtime),
+    )
+
+
+def _by_device(found: Forecast, runtime: Runtime) -> Forecast:
+    """Time by the FLOP/s that the runtime says its devices sustain."""
+    if not runtime.device_flops or not found.flops:
+        return found
+    seconds = found.flops / (runtime.device_flops * runtime.processes)
+    return replace(found, seconds=seconds, money=_money(seconds, runtime))
+
+
+def _money(seconds: float, runtime: Runtime) -> float | None:
+    return seconds / 3600 * runtime.processes * runtime.device_price if runtime.device_price else None
+
+
+def path_of(run: Run) -> Path:
+    """Where the calibration of this run's model on this device is kept."""
+    models = [architecture_of(artifact) for artifact in run.artifacts.values()]
+    architecture = next((dict(one) for one in models if one is not None), {})
+    name = digest({"model": architecture, "host": platform.node(), "numerics": run.runtime.numerics()})
+    return ROOT / ".roundhouse" / "calibration" / f"{name}.json"
+
+
+def known_costs(run: Run) -> dict[str, Cost]:
+    """What was measured: by the calibration, and instead of that by the campaign's own stages where there are some."""
+    path = path_of(run)
+    kept = read_costs(json.loads(path.read_text())["costs"]) if path.exists() else {}
+    return {**kept, **costs_of(run)}
+
+
+def read_costs(kept: Mapping[str, Any]) -> dict[str, Cost]:
+    """Costs from their JSON."""
+    return {k: Cost(**{**one, "lengths": tuple(one["lengths"]) if one["lengths"] else None}) for k, one in kept.items()}
+
+
+def calibrate(run: Run, store: Path | None = None, path: Path | None = None) -> Path:
+    """Run the campaign in small, one stage after another, and keep what its stages cost; returns where."""
+    from flows.rounds import align
+
+    path = path or path_of(run)
+    small = in_small(run.campaign, run.runtime)
+    runtime = run.runtime.model_copy(update={"save_steps": 0, "save_seconds": 3600.0})
+    place = store or path.with_suffix(".store")
+    done = Run(small, open_store(place), runtime, mode="direct")
+    align(done)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = {"config": run.campaign.name, "host": platform.node(),
+            "costs": {kind: asdict(cost) for kind, cost in sorted(costs_of(done).items())}}  # fmt: skip
+    path.write_text(json.dumps(body, indent=1) + "\n")
+    return path
+
+
+def in_small(campaign: Campaign, runtime: Runtime) -> Campaign:
+    """The campaign with little of everything: its model, batch sizes and limits, few rows, steps and rounds."""
+    most = WAVES * runtime.sample_rows
+    raw = _capped(campaign.model_dump(mode="json"))
+    raw["rounds"] = _first_of_each(raw["rounds"])
+    for section in (raw, *raw["rounds"]):
+        for name, size in (("annotate", 1.5), ("evaluate", 1.0), ("sample", 0.0), ("probe", 0.0)):
+            recipe = section.get(name)
+            if isinstance(recipe, dict):
+                share = size or 1 / recipe["k"]
+                recipe["prompts"] = min(recipe["prompts"], max(8, math.ceil(most * share)))
+                if name == "probe":
+                    recipe["temperatures"] = recipe["temperatures"][:2]
+                    recipe["prompts"] = max(8, recipe["prompts"] // 4)
+        for name in ("sft", "train"):
+            if isinstance(section.get(name), dict):
+                section[name]["max_steps"] = section[name]["max_steps"] or CAPS["max_steps"]
+    raw["certify"]["on_failure"] = "record"
+    return Campaign.model_validate(raw)
+
+
+def _capped(value: Any) -> Any:
+    """The same with every count at most its cap."""
+    if isinstance(value, dict):
+        return {k: min(v, CAPS[k]) if k in CAPS and isinstance(v, int) and v else _capped(v) for k, v in value.items()}
+    return [_capped(one) for one in value] if isinstance(value, list) else value
+
+
+def _first_of_each(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first round of each method."""
+    firsts: dict[str, dict[str, Any]] = {}
+    for entry in rounds:
+        firsts.setdefault(str(entry["method"]), entry)
+    return list(firsts.values())
+
+
+def in_time(run: Run, forecasts: Mapping[str, Forecast]) -> tuple[float, float] | None:
+    """Seconds on the clock and processor seconds of what is still to run: the longest chain, or all of it over the slots."""
+    ends: dict[str, float] = {}
+    total = cpu = 0.0
+    for artifact in run.artifacts.values():
+        found = forecasts[artifact.label]
+        todo = artifact.made() is None
+        if todo and found.seconds is None:
+            return None
+        seconds = (found.seconds or 0.0) if todo else 0.0
+        total, cpu = total + seconds, cpu + ((found.cpu_seconds or 0.0) if todo else 0.0)
+        ends[artifact.label] = seconds + max((ends[a.label] for a in artifact.upstream if a.label in ends), default=0.0)
+    return max(max(ends.values(), default=0.0), total / run.runtime.slots), cpu
+
+
+def money_of(forecasts: Iterable[Forecast]) -> float | None:
+    """All of it; None where no price is known."""
+    found = [one.money for one in forecasts if one.money is not None]
+    return sum(found) if found else None

@@ -1,0 +1,113 @@
+"""What finished stages tell about the cost of others: fixed part and rate, memory beyond arithmetic, the campaign in small."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cli.calibration import Cost, cost_of, costs_of, estimate, in_small, in_time, known_costs
+from cli.forecast import Forecast, forecast
+from configs import Campaign, load
+from configs.load import FOLDER, check, resolve
+from flows.rounds import align
+from storage import open_store
+from tasks import Run
+
+
+def micro(**changes: Any) -> Campaign:
+    raw = yaml.safe_load((FOLDER / "micro.yaml").read_text())
+    for place, value in changes.items():
+        section, key = place.rsplit("__", 1)
+        target = raw
+        for part in section.split("__"):
+            target = target[part]
+        target[key] = value
+    return resolve(check(raw, "micro"), require_data=True)
+
+
+def laid_out(campaign: Campaign, store: Path) -> Run:
+    run = Run(campaign, open_store(store), campaign.runtime, mode="plan")
+    align(run)
+    return run
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store in which micro's base is finished: 12 steps in 10 s of processor time, of which the last 11 took 5.5 s."""
+    run = laid_out(micro(), tmp_path / "store")
+    base = run.artifacts["base"]
+    draft = run.store.draft(base.ref)
+    (draft.path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}" + b"\0" * 90)
+    (draft.path / "metrics.jsonl").write_text("{}\n" * 12)
+    (draft.path / "card.json").write_text("x" * 40)
+    record = {
+        "numerics": run.runtime.numerics(), "cpu_seconds": 10.0, "seconds": 20.0, "peak_bytes": 500_000_000,
+        "pace": {"done": 11, "of": 12, "cpu_seconds": 5.5, "seconds": 11.0},
+        "summary": {"steps": 12, "rows": 96, "tokens": 6144, "sequences": 96, "read": 6240, "squares": 96 * 65**2},
+    }  # fmt: skip
+    draft.commit(record)
+    return tmp_path / "store"
+
+
+def test_a_stage_costs_a_fixed_part_and_a_rate(store: Path) -> None:
+    """0.5 s a step: 12 steps are 6 s, so 4 s are fixed; 24 steps take 4 + 12 = 16 s, and on the clock 8 + 24 = 32 s."""
+    costs = costs_of(laid_out(micro(), store))
+    assert list(costs) == ["pretrain"]
+    twice = laid_out(micro(base__pretrain__steps=24), store)
+    found = estimate(twice.artifacts["base"], twice.runtime, costs)
+    assert found.cpu_seconds == pytest.approx(16.0) and found.seconds == pytest.approx(32.0)
+    assert found.steps == 24 and found.tokens == 24 * 8 * 64
+
+
+def test_memory_and_bytes_are_corrected_by_what_was_seen(store: Path) -> None:
+    run = laid_out(micro(), store)
+    costs, plain = costs_of(run), forecast(run.artifacts["base"], run.runtime)
+    found = estimate(run.artifacts["base"], run.runtime, costs)
+    assert found.memory == pytest.approx(500_000_000, rel=0.001)
+    assert found.stored == 100 + 36 + 40  # as the finished stage has it
+    twice = laid_out(micro(base__pretrain__steps=24), store)
+    assert estimate(twice.artifacts["base"], twice.runtime, costs).stored == 100 + 72 + 40
+    assert plain.memory < 500_000_000
+
+
+def test_other_numerics_tell_nothing(store: Path) -> None:
+    run = laid_out(micro(runtime__threads=2), store)
+    assert cost_of(run.artifacts["base"], run.runtime) is None
+
+
+def test_without_a_measurement_there_is_no_time_unless_the_device_is_known(store: Path) -> None:
+    run = laid_out(micro(), store.parent / "empty")
+    assert estimate(run.artifacts["base"], run.runtime, {}).seconds is None
+    known = run.runtime.model_copy(update={"device_flops": 1e9, "device_price": 3600.0})
+    found = estimate(run.artifacts["base"], known, {})
+    assert found.seconds == pytest.approx(found.flops / 1e9) and found.money == pytest.approx(found.seconds)
+
+
+def test_the_clock_shows_the_longest_chain_or_all_work_over_the_slots(store: Path) -> None:
+    """Every stage 10 s: the chain of micro's longest path, or all stages over two slots, whichever is more."""
+    run = laid_out(micro(), store.parent / "empty")
+    one = Forecast(0, 0, 1, 0, 0, 0.0, 0, 0, cpu_seconds=5.0, seconds=10.0)
+    depth: dict[str, int] = {}
+    for label, artifact in run.artifacts.items():
+        depth[label] = 1 + max((depth[a.label] for a in artifact.upstream if a.label in depth), default=0)
+    found = in_time(run, dict.fromkeys(run.artifacts, one))
+    count = len(run.artifacts)
+    assert found == (max(10.0 * max(depth.values()), 10.0 * count / 2), 5.0 * count)
+
+
+def test_the_campaign_in_small_keeps_model_batches_and_limits() -> None:
+    tiny = load("tiny")
+    small = in_small(tiny, tiny.runtime)
+    assert small.base.pretrain and tiny.base.pretrain
+    assert small.base.pretrain.architecture == tiny.base.pretrain.architecture
+    assert small.limits == tiny.limits and small.sft.batch_size == tiny.sft.batch_size
+    assert [r.method for r in small.rounds] == ["rejection", "ppo"]
+    assert small.base.pretrain.steps == 40 and small.sft.max_steps == 16
+    assert small.rounds[1].online and small.rounds[1].online.iterations == 3
+    assert small.sample.prompts * small.sample.k >= 2 * tiny.runtime.sample_rows  # at least two batches
+    assert max(s.count or 0 for s in small.data.documents) == 2000
+
+
+def test_a_campaign_without_a_calibration_knows_its_own_stages(store: Path) -> None:
+    assert isinstance(known_costs(laid_out(micro(), store))["pretrain"], Cost)
