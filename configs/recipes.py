@@ -294,7 +294,7 @@ class Tripwires(Strict):
     anchor: Count = 10  # iterations
     patience: Count = 2  # iterations
     kl_budget: Positive = 20.0  # nats a response; twice the budget is an alarm
-    min_perplexity: float = Field(default=0.5, ge=0.0)  # of the start's perplexity on its own responses
+    min_nll: float = Field(default=0.25, ge=0.0)  # of the start's nats a token on its own responses (log perplexity)
     max_length: Positive = 1.5  # of the start's mean, together with the missing-EOS share
     missing_eos: Share = 0.2
     endless: Share = 0.5  # share of responses cut at the limit, above the start's

@@ -89,14 +89,25 @@ def _runaway(row: Row, start: Row, rules: Tripwires) -> _Verdict:
     return value, limit, longer and row["missing_eos"] > rules.missing_eos, text
 
 
+def _perplexity(row: Row, start: Row, rules: Tripwires) -> _Verdict:
+    """Of the nats a token, not of the perplexity: half of a perplexity of 1.3 cannot be, and of 14 it is no collapse."""
+    limit = max(1.0, start["perplexity"]) ** rules.min_nll
+    return _below("perplexity", row, limit, "the policy is nearly certain of every token")
+
+
+def _critic(row: Row, start: Row, rules: Tripwires) -> _Verdict:
+    limit = min(rules.min_explained, start["explained_variance"])
+    value, _, broken, text = _below("explained_variance", row, limit, "the critic is worse than a constant by far")
+    return value, limit, broken and not row.get("warmup", 0.0), text  # in its warm-up it has hardly begun to learn
+
+
 def _reward(row: Row, start: Row, rules: Tripwires) -> _Verdict:
     limit = start["score_p95"] + rules.reward_sigmas * start["score_std"]
     return _above("score_p95", row, limit, "the upper tail left the range in which the reward model was ever tried")
 
 
 _RULES: tuple[tuple[str, tuple[str, ...], Callable[[Row, Row, Tripwires], _Verdict]], ...] = (
-    ("perplexity", ("perplexity",), lambda r, s, t: _below(
-        "perplexity", r, t.min_perplexity * s["perplexity"], "the policy is nearly certain of every token")),
+    ("perplexity", ("perplexity",), _perplexity),
     ("runaway", ("response_length", "missing_eos"), _runaway),
     ("endless", ("missing_eos",), lambda r, s, t: _above(
         "missing_eos", r, s["missing_eos"] + t.endless, "the policy has forgotten how to end")),
@@ -115,7 +126,5 @@ _RULES: tuple[tuple[str, tuple[str, ...], Callable[[Row, Row, Tripwires], _Verdi
     ("reward", ("score_p95", "score_std"), _reward),
     ("clip", ("clip_fraction",), lambda r, s, t: _above(
         "clip_fraction", r, t.clip_fraction, "steps are too large for the clipped objective")),
-    ("critic", ("explained_variance",), lambda r, s, t: _below(
-        "explained_variance", r, min(t.min_explained, s["explained_variance"]),
-        "the critic is worse than a constant by far")),
+    ("critic", ("explained_variance",), _critic),
 )  # fmt: skip

@@ -89,6 +89,8 @@ def parting_text(found: Mapping[str, Any]) -> str:
         return "Nobody but the reward models has judged: whether they are right cannot be told."
     if part is None:
         return f"By {TRUTH[found['truth']]}, proxy and truth have not parted."
+    if not isinstance(part["proxy"], Mapping):
+        return "An older matrix: it did not tell a parting from chance. What the gate decided does."
     proxy, truth = (f"{signed(part[side]['mean'])} sd ({interval(part[side], signed)})" for side in ("proxy", "truth"))
     return (
         f"Proxy and truth part between {part['peak']} (KL {number(part['peak_kl'], 1)}) and {part['version']} "

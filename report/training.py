@@ -85,7 +85,7 @@ def curve(label: str, name: str, rows: Sequence[Row], rules: Mapping[str, Any]) 
 
 # metric, the rule's setting, its level from (setting, mean at the start, spread of the scores at the start), its name
 _TRIPWIRES: tuple[tuple[str, str, Callable[[float, float, float], float], str], ...] = (
-    ("perplexity", "min_perplexity", lambda rule, start, spread: rule * start, "perplexity"),
+    ("perplexity", "min_nll", lambda rule, start, spread: max(1.0, start) ** rule, "perplexity"),
     ("response_length", "max_length", lambda rule, start, spread: rule * start, "runaway, with missing EOS"),
     ("response_length", "max_length", lambda rule, start, spread: 2 * rule * start, "long"),
     ("response_length", "min_length", lambda rule, start, spread: rule * start, "short"),

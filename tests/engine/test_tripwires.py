@@ -105,3 +105,18 @@ def test_the_limits_are_those_of_the_config():
 
 def test_no_rows_are_no_alarm():
     assert check([], RULES) == []
+
+
+def test_perplexity_is_judged_by_its_nats_at_either_scale():
+    """A start of 14 may halve in a run that learns; a start of 1.25 cannot halve at all, and falls to 1.25 ** 0.25 = 1.057."""
+    for start, sound, bad in ((14.0, 5.7, 1.9), (1.25, 1.1, 1.04)):
+        rows = [{**row, "perplexity": start} for row in rows_of()]
+        row = {**rows_of({})[-1], "perplexity": sound}
+        assert violations(row, start_of(rows), RULES) == []
+        assert [a.rule for a in violations({**row, "perplexity": bad}, start_of(rows), RULES)] == ["perplexity"]
+
+
+def test_a_critic_in_its_warm_up_breaks_no_rule():
+    row = {**rows_of({"explained_variance": -5.0})[-1], "warmup": 1.0}
+    assert violations(row, start_of(rows_of()), RULES) == []
+    assert [a.rule for a in violations({**row, "warmup": 0.0}, start_of(rows_of()), RULES)] == ["critic"]

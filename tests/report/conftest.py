@@ -338,7 +338,7 @@ RULES = {
     "anchor": 10,
     "patience": 2,
     "kl_budget": 1.5,
-    "min_perplexity": 0.5,
+    "min_nll": 0.25,
     "max_length": 1.5,
     "missing_eos": 0.2,
     "min_length": 0.3,
