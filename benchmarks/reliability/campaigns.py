@@ -131,11 +131,18 @@ class Local:
 def stages(flow: psutil.Process) -> list[psutil.Process]:
     """The stages at work: what the warm server of the flow's process has forked."""
     found: list[psutil.Process] = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for child in flow.children():
-            if "engine.forkserver" in child.cmdline():
-                found += child.children()
+    with contextlib.suppress(psutil.NoSuchProcess, OSError):
+        for child in _children(flow.pid):
+            if b"engine.forkserver" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found += map(psutil.Process, _children(child))
     return found
+
+
+def _children(pid: int) -> list[int]:
+    """Asked of the kernel: psutil would look at every process of the machine, fifty times a second."""
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
 
 
 def until(claim: Callable[[], Any], what: str, pause: float = 0.1) -> Any:

@@ -21,8 +21,11 @@ import pyarrow.parquet as pq
 import yaml
 
 import cli.main
-import engine.ingest  # imported here so that no fork imports it again
+import cli.plan  # imported here so that no fork imports it again, nor Prefect, which takes 5 s
+import engine.ingest
 import engine.run
+import flows.bakeoff  # noqa: F401
+import storage.verify  # noqa: F401
 from benchmarks.reliability.events import in_child
 from benchmarks.reliability.forks import Fork
 from benchmarks.reliability.mutate import cases, mutated_bytes, mutated_tree
