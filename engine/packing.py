@@ -6,6 +6,7 @@ it, nothing else, and its position is its depth. Every state is then what it wou
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ class Tree:
     paths: tuple[tuple[int, ...], ...]
     places: tuple[int, ...]  # of the sequences in the caller's list
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Tokens to be computed."""
         return sum(len(s.ids) for s in self.segments)

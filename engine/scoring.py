@@ -94,23 +94,35 @@ def score_outputs(
     Raises:
         StageError: a prompt that does not fit, a response without tokens, a score that is not finite.
     """
-    reward_model.eval()
+    return score_together([reward_model], chat, rows, limits, rows_per_batch, progress)[0]
+
+
+def score_together(
+    models: Sequence[Any],
+    chat: Any,
+    rows: Sequence[tuple[Messages, str | Sequence[int]]],
+    limits: Limits,
+    rows_per_batch: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[list[list[float]]]:
+    """`score_outputs` of each of some models of one shape that read alike: rows are tokenized and laid out once for all."""
     read: dict[str, tuple[int, ...]] = {}  # K responses share a prompt: it is tokenized once
     pairs = [_ids(chat, messages, response, limits, read) for messages, response in rows]
     unique = sorted(set(pairs), key=lambda pair: (len(pair[0]), pair[0], len(pair[1]), pair[1]))
-    scores: dict[Any, list[float]] = {}
-    device, shape = next(reward_model.parameters()).device, shape_of(reward_model)
+    scores: list[dict[Any, list[float]]] = [{} for _ in models]
+    device, shape = next(models[0].parameters()).device, shape_of(models[0])
     with torch.inference_mode():
         for first in range(0, len(unique), rows_per_batch):
             batch = unique[first : first + rows_per_batch]
             padded = arrange(batch, pad_id=chat.pad_id, shape=shape).to(device)
-            values = outputs_of(reward_model, padded).float()
-            if not bool(torch.isfinite(values).all()):
-                raise StageError("a reward model gave a score that is not finite; its weights hold NaN or infinity")
-            scores.update(zip(batch, values.tolist()))
+            for model, held in zip(models, scores):
+                values = outputs_of(model.eval(), padded).float()
+                if not bool(torch.isfinite(values).all()):
+                    raise StageError("a reward model gave a score that is not finite; its weights hold NaN or infinity")
+                held.update(zip(batch, values.tolist()))
             if progress:
                 progress(first + len(batch), len(unique))
-    return [scores[pair] for pair in pairs]
+    return [[held[pair] for pair in pairs] for held in scores]
 
 
 def score_all(
@@ -119,11 +131,15 @@ def score_all(
     """Scores by kind; None for every row where no model judges that kind. With a model of attributes also `attributes`,
     all its outputs for each row."""
     found: dict[str, list[Any]] = {kind: [None] * len(rows) for kind in KINDS}
+    alike: dict[Any, list[Scorer]] = {}
     for scorer in scorers:
-        outputs = score_outputs(scorer.model, scorer.chat, rows, limits, rows_per_batch)
-        found[scorer.kind] = [one[0] for one in outputs]
-        if scorer.attributes:
-            found["attributes"] = outputs
+        alike.setdefault((scorer.chat.fingerprint, shape_of(scorer.model)), []).append(scorer)
+    for group in alike.values():
+        every = score_together([one.model for one in group], group[0].chat, rows, limits, rows_per_batch)
+        for scorer, outputs in zip(group, every):
+            found[scorer.kind] = [one[0] for one in outputs]
+            if scorer.attributes:
+                found["attributes"] = outputs
     return found
 
 

@@ -115,3 +115,19 @@ def test_equal_rows_are_computed_once(rewards: list[Path], monkeypatch: pytest.M
     monkeypatch.setattr(scoring, "arrange", counted)
     score_texts(scorer.model, scorer.chat, ROWS * 3, LIMITS, 64)
     assert seen == [4]
+
+
+def test_reward_models_that_read_alike_share_tokens_and_layout(
+    rewards: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5 rows, 4 of them different: one layout for both models, and the scores that each gives by itself."""
+    scorers, seen, real = load_scorers(rewards, Runtime()), [], scoring.arrange
+    alone = {s.kind: score_texts(s.model, s.chat, ROWS, LIMITS, 64) for s in scorers}
+
+    def counted(pairs: Any, **more: Any) -> Any:
+        seen.append(len(pairs))
+        return real(pairs, **more)
+
+    monkeypatch.setattr(scoring, "arrange", counted)
+    assert score_all(scorers, ROWS, LIMITS, 64) == alone
+    assert seen == [4]
