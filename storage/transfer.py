@@ -19,14 +19,14 @@ STREAMS = 4  # requests at a time, so at most four parts in memory
 _MOST_PARTS = 10_000  # of one S3 upload
 
 
-def in_order(work: Callable[[int], T], items: Iterable[int]) -> Iterator[T]:
-    """Yield `work(item)` in the order of `items`, with up to STREAMS of them under way."""
+def in_order(work: Callable[[int], T], items: Iterable[int], streams: int = STREAMS) -> Iterator[T]:
+    """Yield `work(item)` in the order of `items`, with up to `streams` of them under way."""
     waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(STREAMS) as pool:
+    with ThreadPoolExecutor(streams) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
-                if len(waiting) == STREAMS:
+                if len(waiting) == streams:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -52,7 +52,8 @@ def send_parts(path: Path, call: Callable[..., Any]) -> None:
                 tag: str = call("upload_part", PartNumber=start // length + 1, Body=body, **upload)["ETag"]
                 return tag
 
-            tags = list(in_order(send, range(0, size, length)))
+            streams = max(1, STREAMS * PART // length)  # a file of more than 160 GB has larger parts, fewer at a time
+            tags = list(in_order(send, range(0, size, length), streams))
         parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
         with contextlib.suppress(NotFound):
             call("complete_multipart_upload", MultipartUpload={"Parts": parts}, **upload)
