@@ -1,0 +1,128 @@
+"""Rows are streamed: `python -m benchmarks.flat [--prompts 1000 10000 100000]`.
+
+Samples one response of at most 4 tokens to each prompt from a very small model, scores it under one reward model and selects,
+each in a process of its own, at rising numbers of prompts. Peak memory must stay where it is and processor time a prompt
+too: the table has the peak, how far it is above the process at its start, and milliseconds a prompt.
+"""
+
+import argparse
+import contextlib
+import functools
+import io
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks.reliability.events import in_child
+from configs.recipes import Limits, Sample, Score, Select, Template
+from configs.runtime import Runtime
+from engine import forkserver
+from storage import Ref, open_store
+from storage.rows import write_rows
+
+MODEL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+         "num_key_value_heads": 1, "max_position_embeddings": 64}  # fmt: skip
+LIMITS = Limits(prompt_tokens=32, response_tokens=4)
+
+
+def prompts(count: int) -> Iterator[dict[str, Any]]:
+    """So many different prompts of about the same length."""
+    for number in range(count):
+        text = f"say the number {number:06d} once"
+        yield {
+            "id": f"p{number:06d}", "messages": [{"role": "user", "content": text}], "category": "numbers",
+            "is_safety": False, "source": "flat",
+        }  # fmt: skip
+
+
+def models(home: Path) -> None:
+    """A random policy and a random reward model in `home`."""
+    from engine.models import new_llama, reward_from_policy, save_model
+    from engine.pretrain import train_tokenizer
+    from engine.template import make_chat
+
+    texts = [row["messages"][0]["content"] for row in prompts(1000)]
+    chat = make_chat(train_tokenizer(texts, 300), Template())
+    save_model(new_llama(MODEL, chat, 0), chat, home / "policy", "policy")
+    save_model(reward_from_policy(home / "policy", Runtime(), 0), chat, home / "reward", "reward")
+
+
+def stages(home: Path, count: int) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Recipe and inputs of the stages at one number of prompts, in their order."""
+    folder = home / str(count)
+    return {
+        "sample": (
+            Sample(prompts=count, k=1, temperature=1.0, limits=LIMITS),
+            {"policy": home / "policy", "prompts": folder / "prompts"},
+        ),
+        "score": (Score(limits=LIMITS), {"rewards": [home / "reward"], "samples": [folder / "sample"]}),
+        "select": (Select(), {"scored": [folder / "score"]}),
+    }
+
+
+def work(home: Path, count: int, stage: str, out: IO[str]) -> None:
+    """One stage in this process; writes its line of the table."""
+    import importlib
+
+    import torch
+
+    from engine.job import Job
+
+    torch.set_num_threads(1)
+    recipe, inputs = stages(home, count)[stage]
+    folder = home / str(count) / stage
+    folder.mkdir()
+    saves = open_store(home / "store").save_points(Ref("rows", stage, f"{count:016x}"))
+    job = Job(stage, recipe, inputs, folder, Runtime(), saves=saves)
+    start, began = _peak(), time.process_time()
+    with contextlib.redirect_stdout(io.StringIO()):
+        importlib.import_module(f"engine.{stage}").run(job)
+        job.finish()
+    seconds = time.process_time() - began
+    json.dump({"peak": _peak(), "above": _peak() - start, "each": 1000 * seconds / count}, out)
+    out.flush()
+
+
+def _peak() -> float:
+    """MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, nargs="*", default=[1000, 10_000, 100_000])
+    options = parser.parse_args()
+    forkserver.preload()
+    print(
+        "| stage | prompts | peak memory | above its start | CPU a prompt | of the first |\n|---|---|---|---|---|---|"
+    )
+    first: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        assert in_child(functools.partial(models, home)) == 0
+        for count in options.prompts:
+            (home / str(count) / "prompts").mkdir(parents=True)
+            write_rows(home / str(count) / "prompts" / "rows.parquet", "Prompt", prompts(count))
+            for stage in stages(home, count):
+                with tempfile.TemporaryFile("w+") as out:
+                    if in_child(functools.partial(work, home, count, stage, out)):
+                        print(f"| {stage} | {count} | failed | | | |", flush=True)
+                        return 1
+                    out.seek(0)
+                    found = json.load(out)
+                each = found["each"]
+                ratio = each / first.setdefault(stage, each)
+                print(
+                    f"| {stage} | {count} | {found['peak']:.0f} MiB | {found['above']:.0f} MiB | {each:.2f} ms | {ratio:.2f} |",
+                    flush=True,
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
