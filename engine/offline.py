@@ -116,7 +116,7 @@ def fit(job: Job, plan: Fit) -> tuple[Any, dict[str, Any]]:
     """
     if plan.steps < 1:
         raise StageError("no training step: there are no rows left to train on")
-    counters = {"tokens": 0, "rows": 0, "empty_steps": 0, "sequences": 0, "read": 0, "squares": 0}
+    counters = {"tokens": 0, "rows": 0, "empty_steps": 0, "sequences": 0, "sequence_tokens": 0, "squares": 0}
     start, sums, reference = 0, checkpoint.sums(plan.model), None
     trainer = plan.trainer(plan.model, plan.optimizer, plan.steps, job.runtime, plan.dtype)
     if point := job.resume():
@@ -222,7 +222,7 @@ def _step(
     counters["rows"] += len(items)
     lengths = [length for item in items for length in item.lengths]
     counters["sequences"] += len(lengths)
-    counters["read"] += sum(lengths)  # tokens of prompts and responses
+    counters["sequence_tokens"] += sum(lengths)  # tokens of prompts and responses
     counters["squares"] += sum(length * length for length in lengths)  # what attention costs
     means = {name: total / n for name, (total, n) in totals.items() if n > 0}
     return {"loss": float(whole), "rate": rate, "gradient_norm": norm, "tokens": float(learned), **means}

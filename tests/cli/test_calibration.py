@@ -44,7 +44,7 @@ def store(tmp_path: Path) -> Path:
     record = {
         "numerics": run.runtime.numerics(), "cpu_seconds": 10.0, "seconds": 20.0, "peak_bytes": 500_000_000,
         "pace": {"done": 11, "of": 12, "cpu_seconds": 5.5, "seconds": 11.0},
-        "summary": {"steps": 12, "rows": 96, "tokens": 6144, "sequences": 96, "read": 6240, "squares": 96 * 65**2},
+        "summary": {"steps": 12, "rows": 96, "tokens": 6144, "sequences": 96, "sequence_tokens": 6240, "squares": 96 * 65**2},
     }  # fmt: skip
     draft.commit(record)
     return tmp_path / "store"
