@@ -6,9 +6,9 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from configs import Campaign, Competitor, ConfigError, Round, competitors, describe, load, load_runtime
-from configs.recipes import Ingest, Rank
+from configs.recipes import Rank
 from flows.iterative import RUNNER
-from flows.rounds import base_of, learned
+from flows.rounds import base_of, learned, rows_of
 from tasks import (
     Artifact,
     Run,
@@ -70,15 +70,7 @@ class Shared:
         return f"{self.mark}-{name}"
 
     def rows(self, rows: str) -> Artifact:
-        data, kind = self.campaign.data, {"demonstrations": "examples"}.get(rows, rows)
-        recipe = Ingest(
-            rows=kind,  # type: ignore[arg-type]  # one of its literals
-            sources=getattr(data, rows),
-            held_out=data.held_out,
-            max_rejected=data.max_rejected,
-            seed=self.campaign.seed,
-        )
-        return ingest(self.run, self.label(rows), recipe)
+        return ingest(self.run, self.label(rows), rows_of(self.campaign, rows))
 
     def pool(self, entry: Round, name: str, policy: Artifact) -> Artifact:
         """Scored samples of a policy under the round's part of the prompts; made once for all who ask for the same."""

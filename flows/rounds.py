@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from configs import Base, Round, describe
+from configs import Base, Campaign, Round, describe
 from configs.recipes import Ingest
 from flows.judging import APART, apart, judge_models, side_by_side
 from tasks import (
@@ -32,14 +32,15 @@ def align(run: Run, base: Artifact | None = None) -> Artifact:
     """Lay out the whole campaign, on its own base or on the given one; returns the comparison of all its versions."""
     c = run.campaign
     rows = _rows(run)
-    base, prompts = base or base_of(run, "base", c.base, rows.get("documents")), rows["prompts"]
-    demonstrations, given, rankings = rows.get("demonstrations"), rows.get("preferences"), rows.get("rankings")
+    prompts, demonstrations = rows["prompts"], rows.get("demonstrations")
+    given, rankings = rows.get("preferences"), rows.get("rankings")
+    screen(run, prompts=prompts, demonstrations=demonstrations, preferences=given)
+    base = base or base_of(run, "base", c.base, rows.get("documents"))
     sft = train(run, "v0", c.sft, model=base, rows=[demonstrations]) if demonstrations else base
 
     own = {
         kind: base_of(run, f"{kind}-base", one, rows.get("documents")) for kind, one in sorted(c.reward_bases.items())
     }
-
     run.versions = {"base": base, "v0": sft}
     rewards: list[Artifact] = []
     preferences: list[Artifact] = []
@@ -49,7 +50,6 @@ def align(run: Run, base: Artifact | None = None) -> Artifact:
     steered: dict[str, str] = {}  # version -> the round whose reward models steered it
     _evaluate(run, "base", rewards, prompts, [])
     _evaluate(run, "v0", rewards, prompts, [])
-    screen(run, prompts=prompts, demonstrations=demonstrations, preferences=given)
     run.reached("v0")
     judges = judge_models(run, rows, sft)
 
@@ -180,22 +180,27 @@ def learned(method: str, preferences: Sequence[Artifact], rankings: Artifact | N
     return [rankings] if "responses" in describe(method).columns and rankings is not None else preferences
 
 
+def rows_of(c: Campaign, rows: str) -> Ingest:
+    """How a campaign's data of one kind are read."""
+    return Ingest(
+        rows={"demonstrations": "examples"}.get(rows, rows),  # type: ignore[arg-type]  # one of its literals
+        sources=getattr(c.data, rows),
+        held_out=c.data.held_out,
+        max_rejected=c.data.max_rejected,
+        seed=c.seed,
+    )
+
+
 def _rows(run: Run) -> dict[str, Artifact]:
     """The campaign's data by kind, all of it read before any model is touched: bad rows end a run in seconds."""
-    data, judge, found = run.campaign.data, run.campaign.judge_model, {}
-    bases = [run.campaign.base, *run.campaign.reward_bases.values()]
+    c, found = run.campaign, {}
+    bases = [c.base, *c.reward_bases.values()]
     for rows in ("documents", "prompts", "demonstrations", "preferences", "rankings"):
-        if not getattr(data, rows) or (rows == "documents" and not any(base.pretrain for base in bases)):
+        if not getattr(c.data, rows) or (rows == "documents" and not any(base.pretrain for base in bases)):
             continue
-        recipe = Ingest(
-            rows={"demonstrations": "examples"}.get(rows, rows),  # type: ignore[arg-type]  # one of its literals
-            sources=getattr(data, rows),
-            held_out=data.held_out,
-            max_rejected=data.max_rejected,
-            seed=run.campaign.seed,
-        )
-        if judge and apart(run) == rows:
-            recipe = recipe.model_copy(update={"apart": judge.share})
+        recipe = rows_of(c, rows)
+        if c.judge_model and apart(run) == rows:
+            recipe = recipe.model_copy(update={"apart": c.judge_model.share})
             found[APART + rows] = ingest(run, APART + rows, recipe.model_copy(update={"part": "apart"}))
         found[rows] = ingest(run, rows, recipe)
     for artifact in found.values():

@@ -111,6 +111,11 @@ class Standing:
             reference=None if reference is None else self._rebuilt(run, f"{prefix}-reference", reference, base),
         )
 
+    def seed_of_base(self, otherwise: int) -> int:
+        """The seed that ordered the documents of the base's pretraining; `otherwise` for a base that came from outside."""
+        identity = self.base.manifest.record["identity"]
+        return int(identity["recipe"]["seed"]) if identity["work"] == "pretrain" else otherwise
+
     def demonstrations(self) -> Given | None:
         """The SFT rows, if the campaign has any."""
         return self.newest("demonstrations")

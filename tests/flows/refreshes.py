@@ -42,7 +42,7 @@ class House:
             campaign.pop("rewards")
         self.write("campaign", campaign)
         self.write("refresh", {
-            "name": "again", "campaign": str(root / "campaign.yaml"), "seed": 11, "inboxes": [{"url": str(self.inbox)}],
+            "name": "again", "campaign": str(root / "campaign.yaml"), "seed": 12, "inboxes": [{"url": str(self.inbox)}],
             "gather": {"near": 0.95}, "training": TRAINING, "measure": {"sequence_length": 32, "bootstrap": 200},
             "decide": {"bootstrap": 200}, "short_sft": {"epochs": 0.25, "batch_size": 8}, **refresh,
         })  # fmt: skip

@@ -77,6 +77,8 @@ def test_each_refresh_goes_on_from_the_one_before(quiet: tuple[House, dict[str, 
     assert inputs(two.base)["model"] == one.base and inputs(three.base)["model"] == two.base
     # replay is drawn from all of the history: the base's own text and every earlier refresh's, by their tokens
     assert inputs(three.base)["old"][1:] == [one.corpus, two.corpus] and inputs(three.base)["new"] == three.corpus
+    seed = lambda key: record(key)["identity"]["recipe"]["seed"]
+    assert seed(inputs(three.base)["old"][0]) == seed(work.standing.base.ref.key) != seed(one.corpus)  # the same order
     assert record(three.base)["summary"]["replayed"] == pytest.approx(0.25, abs=1 / 24)
     # ten documents of b.jsonl lay in a.jsonl already
     look = record(two.gather)["summary"]
