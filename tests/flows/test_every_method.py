@@ -82,7 +82,7 @@ def round_of(name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """One for all, so that base, SFT, reward models and samples are made once a domain; a given one goes on where it stopped."""
+    """One for all, so that base, SFT, reward models and samples are made once a domain; one that is given goes on."""
     return open_store(os.environ.get("ROUNDHOUSE_TEST_STORE") or tmp_path_factory.mktemp("every") / "store")
 
 
