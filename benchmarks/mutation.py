@@ -8,7 +8,8 @@
 pytest collects tests/methods once and runs it once, noting which functions of methods/ each test enters. Each mutant
 (benchmarks/mutants.py) is planted in a fork of that process, where the tests that enter the broken function run until one
 fails: those that killed its neighbours first, then the quickest. Results are kept by the digest of file and mutant in
-.roundhouse/mutation; a survivor is tried again when the tests have changed. benchmarks/equivalent_mutants.yaml says of the
+.roundhouse/mutation; a survivor is tried again when the tests have changed. Mutants come in the order of their digests, so that
+an unfinished run is a random sample. benchmarks/equivalent_mutants.yaml says of the
 survivors that are left why no test can tell them from the code.
 """
 
@@ -233,7 +234,7 @@ def table(results: Results, wanted: list[Mutant], equivalent: dict[str, str]) ->
     columns = ("killed", "timeout", "explained", "survived", "not run")
     counts: dict[str, dict[str, int]] = {}
     left, told = [], []
-    for mutant in wanted:
+    for mutant in sorted(wanted, key=lambda mutant: mutant.place):
         outcome = results.get(mutant.key, {}).get("outcome", "not run")
         if outcome == "survived" and mutant.place in equivalent:
             outcome = "explained"
@@ -258,7 +259,8 @@ def main() -> None:
     arguments = parser.parse_args()
     only = set(filter(None, arguments.only.split(",")))
     files = [path for path in sorted(ROOM.glob("*.py")) if not only or path.stem in only]
-    wanted = [mutant for path in files for mutant in mutants(path)]
+    # by digest: what is done of an unfinished run is a fair sample
+    wanted = sorted((mutant for path in files for mutant in mutants(path)), key=lambda mutant: mutant.key)
     arguments.results.mkdir(parents=True, exist_ok=True)
     results: Results = {}
     for file in sorted(arguments.results.glob("shard-*.jsonl")):
