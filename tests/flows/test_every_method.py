@@ -150,11 +150,8 @@ def labelled(path: Path) -> Path:
             asked, said = row["messages"][:-1], rows[number ^ (number % 3 == 0)]["messages"][-1]["content"]
             gold = world.judge(asked, said)
             label = f"helpfulness:{round(4 * gold.helpfulness)},safety:{round(4 * gold.safety)}"
-            turns = [
-                {"from": "User" if m["role"] == "user" else "Assistant", "value": m["content"], "label": None}
-                for m in asked
-            ]
-            turns.append({"from": "Assistant", "value": said, "label": label})
+            turns = [{"from": turn["role"], "value": turn["content"]} for turn in asked]
+            turns.append({"from": "assistant", "value": said, "label": label})
             stream.write(json.dumps({"system": "", "conversations": turns}) + "\n")
     return path
 
