@@ -52,18 +52,13 @@ class Kind:
 
 
 KINDS = (
+    Kind("attributes", "steerlm_512", epochs=3, recipe={"method": "reward-attributes"}),
+    Kind("K-wise, 4 answers", "qa_feedback", epochs=2, recipe={"method": "reward-ranking"}),
     Kind("Bradley-Terry", "hh_helpful", recipe={"config": {"margin": "none"}}),
     Kind("pointwise logistic", "hh_helpful", recipe={"method": "reward-pointwise"}),
     Kind("vocabulary logit", "hh_helpful", recipe={"config": {"margin": "none"}, "head": "token", "head_token": "."}),
     Kind("DPO's implicit reward", "hh_helpful", recipe={"method": "dpo"}),
-    Kind("K-wise, 4 answers", "qa_feedback", epochs=3, recipe={"method": "reward-ranking"}),
-    Kind("attributes", "steerlm_512", epochs=6, recipe={"method": "reward-attributes"}),
-    Kind(
-        "Bradley-Terry on another family",
-        "hh_helpful",
-        base="gpt2",
-        recipe={"config": {"margin": "none"}, "reads": "own"},
-    ),
+    Kind("another family", "hh_helpful", base="gpt2", recipe={"config": {"margin": "none"}, "reads": "own"}),
 )
 
 
