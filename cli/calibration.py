@@ -208,13 +208,16 @@ def _first_of_each(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def in_time(run: Run, forecasts: Mapping[str, Forecast]) -> tuple[float, float] | None:
-    """Seconds on the clock and processor seconds of what is still to run: the longest chain, or all of it over the slots."""
+    """Seconds on the clock and processor seconds of what is still to run: the longest chain, or all of it over the slots.
+
+    Stages without a model count as nothing where their time is not known; None where that of a model is not.
+    """
     ends: dict[str, float] = {}
     total = cpu = 0.0
     for artifact in run.artifacts.values():
         found = forecasts[artifact.label]
         todo = artifact.made() is None
-        if todo and found.seconds is None:
+        if todo and found.seconds is None and found.flops:
             return None
         seconds = (found.seconds or 0.0) if todo else 0.0
         total, cpu = total + seconds, cpu + ((found.cpu_seconds or 0.0) if todo else 0.0)

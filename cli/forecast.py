@@ -286,7 +286,9 @@ def reads_of(artifact: Artifact, summary: Mapping[str, Any]) -> Reads | None:
         per_row = max(1, round(count / rows))
         given = expected(artifact)
         return Reads(
-            given.rows, Lengths(summary["sequence_tokens"] / count - response, response, summary["squares"] / count), per_row
+            given.rows,
+            Lengths(summary["sequence_tokens"] / count - response, response, summary["squares"] / count),
+            per_row,
         )
     if artifact.stage.work == "sample" and summary.get("prompt_tokens"):
         count = summary["responses"]

@@ -18,6 +18,7 @@ console = Console(highlight=False, soft_wrap=True)
 OTHER_COLUMNS = 92  # characters that the plan's table needs beside the reasons
 
 
+NARROW = ("tokens", "time", "stored", "money")  # what there is room for on 80 columns
 COLUMNS = ("params", "steps", "tokens", "FLOPs", "time", "memory", "stored", "money")
 
 
@@ -29,21 +30,22 @@ def print_plan(run: Run) -> None:
     forecasts = {label: estimate(artifact, run.runtime, costs) for label, artifact in run.artifacts.items()}
     todo = {label: one for label, one in forecasts.items() if run.artifacts[label].made() is None}
     money = money_of(todo.values())
-    columns = COLUMNS if money is not None else COLUMNS[:-1]
+    wide = console.width >= OTHER_COLUMNS + 24
+    columns = [name for name in COLUMNS if (wide or name in NARROW) and (name != "money" or money is not None)]
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("stage", no_wrap=True)
     table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column, no_wrap=True, justify="right")
     table.add_column("why", no_wrap=True)
-    room = max(24, console.width - OTHER_COLUMNS)
+    room = max(20, console.width - (OTHER_COLUMNS if wide else OTHER_COLUMNS - 34))
     for artifact in run.artifacts.values():
         made = artifact.made()
         cells = _forecast_cells(forecasts[artifact.label]) if made is None else _made_cells(made.manifest)
         table.add_row(
             artifact.label,
             "reuse" if made else "[bold]run[/bold]",
-            *cells[: len(columns)],
+            *(cell for name, cell in zip(COLUMNS, cells) if name in columns),
             shorten(_reason(run, artifact, notes), room),
         )
     console.print(table)
@@ -64,7 +66,8 @@ def _totals(run: Run, forecasts: dict[str, Forecast], todo: dict[str, Forecast],
     )
     if (found := in_time(run, forecasts)) is not None:
         price = "" if money is None else f", money {money:,.0f}"
-        yield f"time: about {duration(found[0])} on the clock, {duration(found[1])} of processor time{price}"
+        cpu = f", {duration(found[1])} of processor time" if found[1] else ""
+        yield f"time: about {duration(found[0])} on the clock{cpu}{price}"
     else:
         yield (
             "time: not measured here; `roundhouse plan --calibrate` runs the campaign in small to find out (a minute or two), "

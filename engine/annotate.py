@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.recipes import Annotate
-from engine.drawing import DROPPED, Row, chunks, draw, fingerprint, fit, keep, restore, rows_at, share_of
+from engine.drawing import DROPPED, WAVES, Row, chunks, draw, fingerprint, fit, keep, restore, rows_at, share_of
 from engine.errors import StageError
 from engine.generate import generate
 from engine.job import Job
@@ -79,7 +79,7 @@ def _compare(job: Job) -> Counter[str]:
     places = draw(prompts, recipe.prompts, seed=recipe.seed, stream="annotate", turn=recipe.round)
     pair_of, who = _annotator(job)
     policies = _policies(job)
-    runs = chunks(places, max(1, job.runtime.sample_rows // 2))
+    runs = chunks(places, max(1, WAVES * job.runtime.sample_rows // 2))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         done, found = restore(job, folder)

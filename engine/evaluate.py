@@ -11,7 +11,7 @@ import torch
 
 from configs.recipes import Evaluate, Limits
 from engine.batches import collate
-from engine.drawing import DROPPED, chunks, draw, fingerprint, fit, keep, restore, rows_at
+from engine.drawing import DROPPED, WAVES, chunks, draw, fingerprint, fit, keep, restore, rows_at
 from engine.errors import StageError
 from engine.forwards import logps
 from engine.generate import generate
@@ -154,7 +154,8 @@ def _responses(job: Job, chat: Any, policy: Any) -> tuple[list[Row], int]:
         raise StageError("no held-out prompts: give data.held_out a share above 0")
     reference = load_policy(job.folder("reference"), job.runtime)
     name = fingerprint(job.folder("policy"))
-    runs = chunks(draw(held_out, recipe.prompts, seed=recipe.seed, stream="evaluate"), job.runtime.sample_rows)
+    places = draw(held_out, recipe.prompts, seed=recipe.seed, stream="evaluate")
+    runs = chunks(places, WAVES * job.runtime.sample_rows)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         done, counts = restore(job, folder)

@@ -23,7 +23,7 @@ from storage.rows import count_rows, parts, read_rows, write_rows
 
 Row = dict[str, Any]
 Choice = Callable[[Sequence[Row], random.Random], list[Row]]  # one prompt's candidates -> training rows
-BUCKET_ROWS = 16384  # candidates held in memory at once: prompts are dealt into buckets of about this size
+BUCKET_ROWS = 4096  # candidates held in memory at once: prompts are dealt into buckets of about this size
 AUDIT = {
     "prompt_id": TEXT, "k": WHOLE, "source": TEXT, "policy": TEXT, "temperature": NUMBER, "category": TEXT, "is_safety": TRUTH,
     "text": TEXT, "finish": TEXT, "helpfulness": NUMBER, "safety": NUMBER, "branch": WHOLE, "score": NUMBER, "rank": WHOLE,

@@ -42,8 +42,9 @@ def read_table(path: Path) -> Iterator[dict[str, Any]]:
 def scatter(
     rows: Iterable[Mapping[str, Any]], part_of: Callable[[Mapping[str, Any]], int], paths: Sequence[Path], base: str
 ) -> None:
-    """Deal rows out to files by `part_of`, in order; a few rows of each file are in memory."""
+    """Deal rows out to files by `part_of`, in order; about as many rows as one file holds at a time are in memory."""
     held: list[list[dict[str, Any]]] = [[] for _ in paths]
+    most = max(64, BATCH // max(1, len(paths) // 4))
     with ExitStack() as stack:
         schema = SCHEMAS[base]
         writers = [
@@ -57,7 +58,7 @@ def scatter(
         for row in rows:
             part = part_of(row)
             held[part].append(dict(row))
-            if len(held[part]) == BATCH:
+            if len(held[part]) == most:
                 flush(part)
         for part in range(len(paths)):
             flush(part)

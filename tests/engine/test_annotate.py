@@ -184,7 +184,7 @@ def test_given_pairs_are_dealt_out_over_the_rounds(make_job: Any, given: Path, t
 def test_a_killed_annotation_continues(
     make_job: Any, two: Any, prompts: Path, save_points: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = {"runtime": {"sample_rows": 12, "save_steps": 1}, "prompts": prompts, **two}
+    small = {"runtime": {"sample_rows": 3, "save_steps": 1}, "prompts": prompts, **two}
     whole = make_job("annotate", recipe(), out="whole", **small)
     summary = annotate.run(whole)
     calls, real = [0], annotate.generate

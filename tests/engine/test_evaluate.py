@@ -188,7 +188,7 @@ def test_a_killed_evaluation_continues(
     make_job: Any, policies: Any, prompts: Path, save_points: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {"policy": policies["qwen2"], "reference": policies["llama"], "prompts": prompts,
-             "runtime": {"sample_rows": 4, "save_steps": 1}}  # fmt: skip
+             "runtime": {"sample_rows": 1, "save_steps": 1}}  # fmt: skip
     whole = make_job("evaluate", recipe(), out="whole", **given)
     summary = evaluate.run(whole)
     calls, real = [0], evaluate.generate
