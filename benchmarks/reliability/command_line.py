@@ -4,14 +4,14 @@
 KIND: configs (`plan FILE`), rows and parquet (`engine.run`, the stage that reads them), manifests (`plan` and `verify` on a
 store with one finished stage), savepoints (`gc` on a store with one), answers (`plan` on the store of ROUNDHOUSE_STORE).
 A call is bad if it printed a traceback as its message, told more than one line, ended by a signal or a code other than
-0, 1 (of a stage) or 2, or took longer than 20 s.
+0, 1 (of a stage) or 2, or took more than 20 s of the processor.
 """
 
 import json
 import os
 import random
+import resource
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,13 +31,14 @@ from benchmarks.reliability.forks import Fork
 from benchmarks.reliability.mutate import cases, mutated_bytes, mutated_tree
 from configs import load
 from configs.load import find
+from engine import forkserver
 from flows.rounds import align
 from storage import open_store
 from tasks import Run, launch
 from tasks.stage import produce
 
 ROW = {"prompt": "Hello?", "chosen": "Good day.", "rejected": "What", "margin": 0.5, "is_safety": False}
-LIMIT = 20.0  # seconds a call
+LIMIT = 20.0  # processor seconds a call
 Call = tuple[str, Callable[[], object]]  # what it is, for the report; the call itself
 
 
@@ -164,15 +165,23 @@ def wrong(kind: str, code: int, text: str, seconds: float) -> str | None:
     return None
 
 
+def _spent() -> float:
+    """Processor seconds of all forks so far: a busy machine makes every call slow."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main(kind: str, folder: Path, count: int) -> int:
     made = {f.__name__: f for f in (configs, rows, parquet, manifests, savepoints, answers)}[kind]
+    if kind in ("rows", "parquet"):
+        forkserver.preload()  # what a stage needs; each fork would import it again
     codes: Counter[int] = Counter()
     bad: list[str] = []
     for name, call in made(folder, count):
-        began = time.monotonic()
+        began = _spent()
         code = attempt(call, folder / "output")
         codes[code] += 1
-        if problem := wrong(kind, code, (folder / "output").read_text(errors="replace"), time.monotonic() - began):
+        if problem := wrong(kind, code, (folder / "output").read_text(errors="replace"), _spent() - began):
             bad.append(f"{name}: {problem}")
     print(json.dumps({"exit": codes, "bad": bad}))
     return 1 if bad or codes.total() != count else 0
