@@ -61,10 +61,20 @@ def totals(evidence: Evidence) -> dict[str, Any]:
     return {
         "stages": len(evidence.view.nodes),
         "done": len(made),
+        "progress": progress(evidence),
+        "finished": len(made) == len(evidence.view.nodes)
+        if evidence.view.planned
+        else evidence.view.compare is not None,
         "seconds": duration(sum(float(m.record.get("seconds", 0.0)) for m in made)),
         "bytes": size(sum(m.bytes for m in made)),
         "began": min((float(m.record["began"]) for m in made if "began" in m.record), default=None),
     }
+
+
+def progress(evidence: Evidence) -> str:
+    """How many stages are done, and of how many where that is known."""
+    of = f" of {len(evidence.view.nodes)}" if evidence.view.planned else ""
+    return f"{len(evidence.done)}{of} stages done"
 
 
 def details(evidence: Evidence) -> dict[str, dict[str, Any]]:

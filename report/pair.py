@@ -43,7 +43,7 @@ def build_pair(store: Store, first: View, second: View) -> str:
         ],
         "figures": figures(names, both),
         "categories": categories(names, both),
-        "differences": differences(first.config, second.config),
+        "differences": merged(differences(first.config, second.config)),
         "shared": shared(*both),
         "problems": [line for one in both for line in one.archive.problems],
     }
@@ -132,6 +132,19 @@ def differences(first: Any, second: Any, place: str = "") -> list[tuple[str, str
     if isinstance(first, list | tuple) and isinstance(second, list | tuple) and len(first) == len(second):
         return [line for i, (a, b) in enumerate(zip(first, second)) for line in differences(a, b, f"{place}[{i}]")]
     return [] if first == second else [(place, _short(first), _short(second))]
+
+
+def merged(lines: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """The lines with each setting once: a seed that stages take over from the campaign differs in one place, not in thirty."""
+    places: dict[tuple[str, str, str], list[str]] = {}
+    for place, first, second in lines:
+        places.setdefault((place.rpartition(".")[2], first, second), []).append(place)
+    found = []
+    for (_, first, second), same in places.items():
+        highest = min(same, key=lambda place: (place.count(".") + place.count("["), place))
+        more = f" and {len(same) - 1} more" if len(same) > 1 else ""
+        found.append((highest + more, first, second))
+    return sorted(found)
 
 
 def _short(value: Any, most: int = 120) -> str:

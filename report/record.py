@@ -33,7 +33,7 @@ def view_of(store: Store, campaign: str) -> View:
         if node.stage in MAKERS
     )
     name, digest = known[campaign]
-    return View(name, digest, record.body(), nodes, versions, newest.get("compare"))
+    return View(name, digest, record.body(), nodes, versions, newest.get("compare"), planned=False)
 
 
 def _node(store: Store, label: str, ref: Ref, labels: Mapping[Ref, str]) -> Node:

@@ -8,6 +8,7 @@ from typing import Any
 
 from report.charts import Axis, Figure, Point, Series, figure
 from report.evidence import FIRST, Evidence
+from report.lineage import progress
 from report.quantities import NONE, interval, number, percent, signed
 
 GOLD_KINDS = (("gold_helpfulness", "Gold helpfulness"), ("gold_safety", "Gold safety"))
@@ -36,8 +37,7 @@ def headline(evidence: Evidence) -> Headline:
     """Compare the final version with v0: by gold where there is one, and by the reward models."""
     final = evidence.final
     if final is None or FIRST not in evidence.evaluated:
-        done, all_ = len(evidence.done), len(evidence.view.nodes)
-        return Headline(f"No version after {FIRST} has been evaluated yet: {done} of {all_} stages are done.", "", ())
+        return Headline(f"No version after {FIRST} has been evaluated yet: {progress(evidence)}.", "", ())
     gold, proxy = (evidence.pair(final, FIRST, measure) for measure in ("gold", "score"))
     sentence, mood = _answer(final, gold, proxy)
     for label in evidence.evaluated[evidence.evaluated.index(final) + 1 :]:

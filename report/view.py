@@ -31,7 +31,10 @@ class Version:
 
 @dataclass(frozen=True)
 class View:
-    """A campaign: its nodes in the order of the work, its versions oldest first ("base" before "v0")."""
+    """A campaign: its nodes in the order of the work, its versions oldest first ("base" before "v0").
+
+    planned: the nodes are all that the campaign will have, made or not; else they are what has been made.
+    """
 
     name: str
     digest: str
@@ -39,6 +42,7 @@ class View:
     nodes: tuple[Node, ...]
     versions: tuple[Version, ...] = ()
     compare: Ref | None = None
+    planned: bool = True
     _by_label: Mapping[str, Node] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from report import build_pair, write_pair
-from report.pair import differences
+from report.pair import differences, merged
 from tests.browser import CHROMIUM, Browser
 from tests.report.conftest import Campaign
 
@@ -24,6 +24,16 @@ def test_differences_name_the_key_and_both_values() -> None:
     b = {"rounds": [{"method": "rejection"}, {"method": "dpo"}], "seed": 1}
     assert differences(a, b) == [("only", "2", "null"), ("rounds[1].method", '"ppo"', '"dpo"')]
     assert differences(a, a) == []
+
+
+def test_a_setting_that_stages_take_over_is_named_once() -> None:
+    lines = [
+        ("annotate.seed", "17", "1"),
+        ("rounds[0].annotate.seed", "17", "1"),
+        ("seed", "17", "1"),
+        ("sft.seed", "3", "1"),
+    ]
+    assert merged(lines) == [("seed and 2 more", "17", "1"), ("sft.seed", "3", "1")]
 
 
 def test_a_campaign_that_has_only_begun_can_be_compared(finished: Campaign, partial: Campaign, tmp_path: Path) -> None:

@@ -1,7 +1,13 @@
+import dataclasses
+
 import pytest
 
+from report.archive import Archive
+from report.evidence import Evidence
+from report.lineage import totals
 from report.record import view_of
 from storage import NotFound, Ref, Store
+from tests.report.conftest import Campaign
 
 
 def finish(store: Store, label: str, work: str, kind: str, digest: str, **inputs: object) -> Ref:
@@ -37,3 +43,11 @@ def test_an_unknown_campaign_is_refused_with_those_there_are(store: Store) -> No
         view_of(store, "tiny")
     with pytest.raises(NotFound, match="made nothing yet"):
         view_of(store, "toy-" + "e" * 16)
+
+
+def test_a_record_does_not_know_what_is_still_to_come(finished: Campaign) -> None:
+    whole = Evidence(finished.view, Archive(finished.store))
+    recorded = Evidence(dataclasses.replace(finished.view, planned=False, compare=None), Archive(finished.store))
+    count = len(whole.done)
+    assert totals(whole)["progress"] == f"{count} of {count} stages done" and totals(whole)["finished"]
+    assert totals(recorded)["progress"] == f"{count} stages done" and not totals(recorded)["finished"]
