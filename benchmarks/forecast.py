@@ -98,7 +98,9 @@ def run(name: str, folder: Path) -> None:
     plan = _lay_out(config, home / "store", "plan")
     calibrate(plan, home / "small", home / "costs.json")
     costs = json.loads((home / "costs.json").read_text())["costs"]
+    launch.stop_all()  # the next stages are forks of a process that notes
     note_lengths(home / "lengths")
+    launch.use(Fork)
     done = _lay_out(config, home / "store", "direct")
     launch.stop_all()
     stages = [_line(a, done, read_costs(costs), _noted(home, a)) for a in done.artifacts.values()]
