@@ -1,50 +1,51 @@
-"""PPO far beyond the bake-off's budget: does gold turn while the reward models' score rises?"""
+"""Best of n, and DPO for two epochs and for six: does gold turn while the reward models' score rises?
+
+The DPO part was written after its numbers had been seen (they are those of `dpo_ppo`); best of n before.
+"""
 
 import numpy as np
 
+from benchmarks.claims import dpo_ppo
 from benchmarks.claims.lab import Effect, Lab, mean_effect
-from configs import Entrant
+from engine.select import ranked
+from engine.statistics import best_of_n
 
 TEXT = "gold peaks while the proxy keeps rising"
 SOURCE = "Gao et al. 2022, figure 1"
 MATTERS, UNIT = 0.02, "of the measure"
-LEGS = (12, 12, 24, 48)  # iterations of each leg; the bake-off's PPO has 48 in all
-PPO = Entrant(
-    method="ppo", family="online", preset="llama2", config={"kl_coef": 0.0}
-)  # as in most of the source's runs
-NAMES = tuple(f"ppo-{sum(LEGS[: i + 1])}" for i in range(len(LEGS)))
 
 
 def stages(lab: Lab) -> list:
-    before, found = "v0", [lab.evaluation("v0")]
-    for name, iterations in zip(NAMES, LEGS):
-        watch = {"on_alarm": "record"}
-        found.append(lab.evaluation(name, entrant=PPO, start=before, iterations=iterations, tripwires=watch))
-        before = name
-    return found
+    return [lab.pool, *dpo_ppo.stages(lab)]
 
 
 def measure(lab: Lab) -> dict[str, Effect]:
-    """How far gold falls from its peak to the end, and how far the score rises meanwhile.
+    """How far gold falls from its peak to the end; for DPO also how far the score rises meanwhile.
 
-    The peak is where one half of the prompts has it, and what is reported is of the other half: the highest of several
-    noisy means would look like a peak where there is none.
+    Best of n: n is where one half of the prompts has the peak, what is reported is of the other half.
     """
-    names = ("v0", *NAMES)
-    gold, score = (np.stack([lab.held_out(name, column) for name in names]) for column in ("gold", "score"))
-    score = score / score[0].std()
-    falls, rises = [], []
+    prompts = lab.by_prompt()
+    sizes = range(1, max(len(rows) for rows in prompts) + 1)
+    gold = np.array(
+        [_curve(rows, sizes, lab.campaign.select.threshold) for rows in prompts if len(rows) == len(sizes)]
+    ).T
+    falls = []
     for half in (0, 1):
         peak = int(gold[:, half::2].mean(axis=1).argmax())
         falls.append(gold[peak, 1 - half :: 2] - gold[-1, 1 - half :: 2])
-        rises.append(score[-1, 1 - half :: 2] - score[peak, 1 - half :: 2])
-    kl = [lab.held_out(name, "kl").mean() for name in names]
-    shown = ", ".join(
-        f"{n} {g:.3f} {s:.2f} {d:.1f}" for n, g, s, d in zip(names, gold.mean(axis=1), score.mean(axis=1), kl)
-    )
+    shown = " ".join(f"{value:.3f}" for value in gold.mean(axis=1))
+    fall, rise = lab.better("dpo-given", "dpo-given-long"), lab.better("dpo-given-long", "dpo-given", "score")
     return {
-        "fall of gold from its peak to the end": mean_effect(
-            np.concatenate(falls), f"gold, score in sd of v0, KL: {shown}"
+        "best of n, fall of gold": mean_effect(
+            np.concatenate(falls), f"gold of the proxy's best of 1 to {len(sizes)}: {shown}"
         ),
-        "rise of the score meanwhile, in sd of v0": mean_effect(np.concatenate(rises)),
+        "DPO, fall of gold from two epochs to six": fall,
+        "DPO, rise of the score meanwhile": rise,
     }
+
+
+def _curve(rows: list, sizes: range, threshold: float) -> list[float]:
+    """Gold of the proxy's best of n of one prompt's samples, for each n."""
+    candidates = ranked(rows, threshold)
+    places = [-float(candidate["rank"]) for candidate in candidates]
+    return [best_of_n(places, [candidate["gold"] for candidate in candidates], n) for n in sizes]
