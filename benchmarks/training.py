@@ -1,96 +1,75 @@
 """Training steps a second on human pairs: packed prefix trees, padded rows, and TRL 1.16, side by side.
 
     python -m venv /tmp/trl && /tmp/trl/bin/pip install trl==1.16.0 torch==2.13.0
-    ROUNDHOUSE_DATA=DIR python -m benchmarks.training [--trl /tmp/trl/bin/python] [--repeats 5] [--threads 1] [--steps 12]
+    ROUNDHOUSE_DATA=DIR python -m benchmarks.training [--trl /tmp/trl/bin/python] [--repeats 5] [--steps 2] [--threads 1]
 
 DIR holds data/hh_harmless. A Llama of 5.3M parameters with an 8k vocabulary, batches of 16 pairs, fp32, AdamW; the same
 weights, token ids, order and rates on every side; reference log-probs of DPO are precomputed on every side and not timed. The
-first two steps are not timed. Seconds are of processor time (other work on the machine disturbs it least; with one thread
-on a quiet machine it is the wall time). Medians over interleaved repeats; the spread is of the repeats' ratios.
+sides take turns at every step (benchmarks/turns.py); the first step is not timed. Seconds are of processor time (other work on
+the machine disturbs it least; with one thread on a quiet machine it is the wall time). Medians over the repeats; the spread
+is of the repeats' ratios.
 """
 
 import argparse
 import gzip
 import json
 import os
-import platform
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.turns import Turns, answer, blocks, in_turn, machine, ratios
+
 CASES = ("reward", "dpo", "sft")
-PAIRS, WARM, RATE, LIMIT = 16, 2, 1e-4, 512
+PAIRS, WARM, RATE, LIMIT = 16, 1, 1e-4, 512
 SHAPE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 8,
          "num_key_value_heads": 8, "max_position_embeddings": LIMIT}  # fmt: skip
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--trl", help="a python that has trl==1.16.0")
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--steps", type=int, default=12)
+    options.add_argument("--steps", type=int, default=2, help="optimizer steps a repeat")
     options.add_argument("--cases", nargs="*", default=CASES)
+    options.add_argument("--sides", nargs="*", default=("packed", "padded", "trl"))
     options.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.side:
         name, case, folder = given.side
-        print("RESULT " + json.dumps((trl if name == "trl" else ours)(name, case, Path(folder), given.threads)))
+        answer((trl if name == "trl" else ours)(name, case, Path(folder), given.threads))
         return
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), given.steps)
+        prepare(Path(folder), WARM + given.steps * given.repeats)
         compare(given, folder)
 
 
 def compare(given: Any, folder: str) -> None:
     """Run all sides in turn and print the table."""
-    sides = {"packed": sys.executable, "padded": sys.executable} | ({"trl": given.trl} if given.trl else {})
-    print(f"{platform.processor() or platform.machine()}, {given.threads} thread(s), {given.repeats} repeats\n")
+    pythons = {name: given.trl if name == "trl" else sys.executable for name in given.sides}
+    shared = ["-m", "benchmarks.training", "--threads", str(given.threads), "--side"]
+    print(f"{machine(given.threads)}, {given.repeats} repeats of {given.steps} steps\n")
     print("| case | side | pairs/s | packed is faster by | spread | largest difference of a step's loss |")
     print("|---|---|---|---|---|---|")
     for case in given.cases:
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
-        for _ in range(given.repeats):
-            for name, python in sides.items():
-                found[name].append(side(python, name, case, folder, given.threads))
-        packed = found["packed"]
-        for name, runs in found.items():
-            rate = statistics.median(run["pairs"] / run["seconds"] for run in runs)
-            ratios = [run["seconds"] / own["seconds"] for run, own in zip(runs, packed)]
-            gap = max(abs(a - b) for a, b in zip(runs[0]["losses"], packed[0]["losses"]))
-            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-            print(
-                f"| {case} | {name} | {rate:.1f} | {statistics.median(ratios):.2f} | {spread} | {gap:.1e} |", flush=True
-            )
+        commands = {name: [python, *shared, name, case, folder] for name, python in pythons.items() if python}
+        found = in_turn(commands, given.threads)
+        timed = {name: blocks(run["seconds"], WARM, given.repeats) for name, run in found.items()}
+        for name, run in found.items():
+            rate = PAIRS * given.steps / statistics.median(timed[name])
+            gap = max(abs(a - b) for a, b in zip(run["losses"], found["packed"]["losses"], strict=True))
+            print(f"| {case} | {name} | {rate:.1f} | {ratios(timed[name], timed['packed'])} | {gap:.1e} |", flush=True)
 
 
-def side(python: str, name: str, case: str, folder: str, threads: int) -> dict[str, Any]:
-    """One run in a process of its own."""
-    command = [python, "-m", "benchmarks.training", "--threads", str(threads), "--side", name, case, folder]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-    }
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        sys.exit(f"{name} {case} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
-    return result
+def human_pairs(limit: int, *, whole: bool) -> tuple[Any, list[dict[str, Any]]]:
+    """A chat with a tokenizer made of the texts, and the pairs as token ids.
 
-
-def prepare(folder: Path, steps: int) -> None:
-    """Token ids of the first pairs, and the models they are trained on."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
-
+    limit: most tokens of a prompt, or (whole) of a prompt with the longer of its responses.
+    """
     from configs.recipes import Template
     from engine.pretrain import train_tokenizer
     from engine.template import make_chat
@@ -104,13 +83,24 @@ def prepare(folder: Path, steps: int) -> None:
     chat = make_chat(train_tokenizer((row["chosen"] for row in rows), 8192), Template())
     pairs = []
     for row in rows:
-        chosen, rejected = turns(row["chosen"]), turns(row["rejected"])
+        chosen, rejected = messages_of(row["chosen"]), messages_of(row["rejected"])
         if chosen[:-1] != rejected[:-1] or not chosen or chosen[-1]["role"] != "assistant":
             continue
-        one = {"prompt": chat.prompt_ids(chosen[:-1]), "chosen": chat.response_ids(chosen[-1]["content"]),
+        one = {"messages": chosen[:-1], "prompt": chat.prompt_ids(chosen[:-1]),
+               "chosen": chat.response_ids(chosen[-1]["content"]),
                "rejected": chat.response_ids(rejected[-1]["content"])}  # fmt: skip
-        if len(one["prompt"]) + max(len(one["chosen"]), len(one["rejected"])) <= LIMIT:
+        longer = max(len(one["chosen"]), len(one["rejected"])) if whole else 0
+        if len(one["prompt"]) + longer <= limit:
             pairs.append(one)
+    return chat, pairs
+
+
+def prepare(folder: Path, steps: int) -> None:
+    """Token ids of the first pairs, and the models they are trained on."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
+
+    chat, pairs = human_pairs(LIMIT, whole=True)
     (folder / "pairs.json").write_text(json.dumps(pairs[: PAIRS * steps]))
     chat.tokenizer.save_pretrained(folder)
     config = LlamaConfig(**SHAPE, vocab_size=len(chat.tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -120,7 +110,7 @@ def prepare(folder: Path, steps: int) -> None:
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "reward")
 
 
-def turns(dialogue: str) -> list[dict[str, str]]:
+def messages_of(dialogue: str) -> list[dict[str, str]]:
     """Messages of a Human/Assistant dialogue."""
     parts = re.split(r"\n\n(Human|Assistant): ?", dialogue)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
@@ -152,9 +142,9 @@ def ours(name: str, case: str, folder: Path, threads: int) -> dict[str, Any]:
         for p in json.loads((folder / "pairs.json").read_text())
     ]
     steps = [list(range(i, i + PAIRS)) for i in range(0, len(items), PAIRS)]
-    method, clock = methods.load(case), list[float]()
+    method, turns = methods.load(case), Turns()
     fixed = reference_logps(model, items, pad_id=0, rows=PAIRS) if case == "dpo" else None
-    rows = lambda step: clock.append(time.process_time()) or steps[step - 1]
+    rows = lambda step: turns.begin() or steps[step - 1]
     recipe = Optimizer(learning_rate=RATE, schedule="constant", warmup=0, min_warmup_steps=0, weight_decay=0, eps=1e-8,
                        betas=(0.9, 0.999))  # fmt: skip
     plan = Fit(
@@ -164,8 +154,8 @@ def ours(name: str, case: str, folder: Path, threads: int) -> dict[str, Any]:
     )  # fmt: skip
     job = Job(stage="train", recipe=None, inputs={}, out=folder, runtime=Runtime())
     fit(job, plan)
-    seconds = time.process_time() - clock[WARM]
-    return {"seconds": seconds, "pairs": PAIRS * (len(steps) - WARM), "losses": [row["loss"] for row in job.rows]}
+    turns.end()
+    return {"seconds": turns.seconds, "losses": [row["loss"] for row in job.rows]}
 
 
 def trl(name: str, case: str, folder: Path, threads: int) -> dict[str, Any]:
@@ -177,11 +167,11 @@ def trl(name: str, case: str, folder: Path, threads: int) -> dict[str, Any]:
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
     torch.set_num_threads(threads)
-    clock, losses = list[float](), list[float]()
+    turns, losses = Turns(), list[float]()
 
     class Watch(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            clock.append(time.process_time())
+            turns.begin()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" in logs:
@@ -216,8 +206,8 @@ def trl(name: str, case: str, folder: Path, threads: int) -> dict[str, Any]:
         callbacks=[Watch()],
     )  # fmt: skip
     trainer.train()
-    seconds = time.process_time() - clock[WARM]
-    return {"seconds": seconds, "pairs": PAIRS * (len(clock) - WARM), "losses": losses}
+    turns.end()
+    return {"seconds": turns.seconds, "losses": losses}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ class Runtime(Strict):
     sample_rows: Count = 256
     save_seconds: Positive = 30.0  # a save point at the first step after this long
     save_steps: Natural = 0  # a save point every so many steps; 0 = by time only
+    attention: Literal["dense", "flex"] = "dense"  # masks of packed rows; flex: FlexAttention's blocks, for GPUs
     launcher: Literal["local", "deepspeed", "ray"] = "local"
     processes: Count = 1
     zero: Literal[0, 1, 2, 3] = 0
@@ -45,4 +46,5 @@ class Runtime(Strict):
             "processes": self.processes,
             "zero": self.zero,
             "sampler": self.sampler,
+            "attention": self.attention,
         }

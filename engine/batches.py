@@ -7,6 +7,8 @@ looking for the pad id (METHODS 0.1).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +29,34 @@ class Padded:
     target: Tensor  # [B, R] int64: the response token; 0 where there is none
     response_mask: Tensor  # [B, R] bool, 1 on response tokens, EOS among them
     last: Tensor  # [B] int64: index into the flattened [B * L] of the last real token
-    bias: Tensor | None = None  # packed rows: [N, 1, L, L] fp32 added to attention scores, 0 or -inf
     positions: Tensor | None = None  # packed rows: [N, L] int64
+    ends: Tensor | None = None  # packed rows: [N, L] int64: where in its row the tokens end that see this one
 
     def to(self, device: torch.device | str) -> "Padded":
         """The same batch on a device."""
         held = (getattr(self, name) for name in self.__dataclass_fields__)
         return Padded(*(None if tensor is None else tensor.to(device) for tensor in held))
+
+    @cached_property
+    def bias(self) -> Tensor | None:
+        """[N, 1, L, L] fp32 added to the attention scores of packed rows: 0 where a query sees a key, else -inf."""
+        if self.ends is None:
+            return None
+        places = torch.arange(self.ids.shape[1], device=self.ids.device)
+        query = places[:, None]
+        shut = (places > query) | (query >= self.ends[:, None])
+        return torch.zeros(shut.shape, device=self.ids.device).masked_fill_(shut, -torch.inf)[:, None]
+
+    @cached_property
+    def blocks(self) -> Any:
+        """The mask of `bias` for FlexAttention, which leaves out the blocks in which no query sees a key."""
+        if self.ends is None:
+            return None
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        ends, (rows, width) = self.ends, self.ids.shape
+        seen = lambda row, head, query, key: (key <= query) & (query < ends[row, key])
+        return create_block_mask(seen, rows, None, width, width, device=str(ends.device))
 
     @property
     def attention_mask(self) -> Tensor:

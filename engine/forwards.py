@@ -77,15 +77,15 @@ def _states(model: Any, padded: Padded, places: Tensor) -> Tensor:
     body = getattr(model, model.base_model_prefix)
     if pruned.applies(body, places.numel(), padded.ids.numel()):
         return pruned.states_at(body, padded, places)
-    states: Tensor = body(**_inputs(padded)).last_hidden_state
+    states: Tensor = body(**_inputs(model, padded)).last_hidden_state
     return states.flatten(0, 1)[places]
 
 
-def _inputs(padded: Padded) -> dict[str, Any]:
+def _inputs(model: Any, padded: Padded) -> dict[str, Any]:
     """Padded rows need neither mask nor positions; packed rows bring both."""
     inputs: dict[str, Any] = {"input_ids": padded.ids, "use_cache": False}
-    if padded.bias is not None:
-        inputs |= {"attention_mask": padded.bias, "position_ids": padded.positions}
+    if padded.positions is not None:
+        inputs |= {"attention_mask": pruned.mask_for(model, padded), "position_ids": padded.positions}
     return inputs
 
 
@@ -100,7 +100,7 @@ def _token_stats(model: Any, padded: Padded, temperature: float, *, entropy: boo
     mask = padded.response_mask
     places, target = padded.source[mask], padded.target[mask]
     if any(getattr(model.config, name, None) not in (None, 1.0) for name in _SCALED):
-        logits = model(**_inputs(padded)).logits.flatten(0, 1)[places]
+        logits = model(**_inputs(model, padded)).logits.flatten(0, 1)[places]
         logp, spread = _read(logits, target, temperature, entropy)
     else:
         states, head = _states(model, padded, places), model.get_output_embeddings()

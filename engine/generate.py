@@ -4,6 +4,7 @@ Token t of response k of a prompt draws its number from a counter keyed (seed, s
 generator, so batch size, order and restarts do not matter (METHODS 0.7). No top-k, no top-p, no penalties (METHODS 0.6).
 """
 
+import contextlib
 import hashlib
 import math
 from collections import deque
@@ -75,7 +76,7 @@ def generate(
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _dense(model.config):
             draw = lambda places: uniforms(seed, stream, [keys[p] for p in places], max_new_tokens)
             flight = _Flight(decoder_for(model), draw, chat.eos_id, temperature, max_new_tokens, rows)
             found: dict[int, Generated] = {}
@@ -86,6 +87,20 @@ def generate(
     finally:
         model.train(training)
     return [found[place] for place in range(len(prompts))]
+
+
+@contextlib.contextmanager
+def _dense(config: Any) -> Iterator[None]:
+    """Inside, the model attends by SDPA: FlexAttention's blocks do not fit rows of one token."""
+    was = getattr(config, "_attn_implementation", None)
+    if was != "flex_attention":
+        yield
+        return
+    config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        config._attn_implementation = was
 
 
 def uniforms(seed: int, stream: str, keys: Sequence[Key], count: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 
 from configs.recipes import Optimizer, Tripwires
 from engine.errors import StageError
-from engine.sharding import Plain, Schedule
+from engine.sharding import Schedule
 from engine.updates import Learner
 
 ORIGIN, ANCHOR, CANDIDATE = "origin", "anchor", "candidate"  # the start; the last sound state; the one being judged
@@ -48,8 +48,8 @@ class Anchors:
     def restore(self, learner: Learner) -> State:
         """Bring policy and critic back to the anchor; returns what was counted there."""
         record: State = json.loads((self._folder / ANCHOR / COUNTED).read_text())
-        for name, plain in _parts(learner).items():
-            plain.restore(self._folder / ANCHOR, record[name], name)
+        for name, trainer in trainers(learner).items():
+            trainer.restore(self._folder / ANCHOR, record[name], name)
         counted: State = record["counted"]
         return counted
 
@@ -66,7 +66,10 @@ class Anchors:
     def _write(self, name: str, learner: Learner, counted: Mapping[str, Any]) -> None:
         folder = self._folder / name
         folder.mkdir(exist_ok=True)
-        record: State = {part: plain.save(folder, part) for part, plain in _parts(learner).items()}
+        record: State = {}
+        for part, trainer in trainers(learner).items():
+            trainer.collect(everywhere=True)
+            record[part] = trainer.save(folder, part)
         (folder / COUNTED).write_text(json.dumps({**record, "counted": counted}))
 
     def _replace(self, name: str) -> None:
@@ -74,7 +77,8 @@ class Anchors:
             shutil.copyfile(file, self._folder / ANCHOR / file.name)
 
 
-def _parts(learner: Learner) -> dict[str, Plain]:
+def trainers(learner: Learner) -> dict[str, Any]:
+    """Policy and critic, where there is one, by the names of their files."""
     return {"policy": learner.policy, **({} if learner.critic is None else {"critic": learner.critic})}
 
 

@@ -31,7 +31,7 @@ def load_policy(folder: Path, runtime: Runtime, dtype: Dtype = "float32", dropou
     Raises:
         StageError: no safetensors weights, or weights that do not fill the model.
     """
-    return _load(AutoModelForCausalLM, folder, dtype, dropout).to(runtime.device)
+    return _load(AutoModelForCausalLM, folder, runtime, dtype, dropout).to(runtime.device)
 
 
 def load_reward(folder: Path, runtime: Runtime, dtype: Dtype = "float32", dropout: float = 0.0) -> Any:
@@ -41,9 +41,9 @@ def load_reward(folder: Path, runtime: Runtime, dtype: Dtype = "float32", dropou
     """
     card = json.loads((folder / CARD).read_text()) if (folder / CARD).is_file() else {}
     if "implicit" in card:
-        pair = [_load(AutoModelForCausalLM, part, dtype, dropout) for part in (folder, folder / IMPLICIT)]
+        pair = [_load(AutoModelForCausalLM, part, runtime, dtype, dropout) for part in (folder, folder / IMPLICIT)]
         return Implicit(*pair, beta=float(card["implicit"])).eval().to(runtime.device)
-    model = _load(AutoModelForSequenceClassification, folder, dtype, dropout)
+    model = _load(AutoModelForSequenceClassification, folder, runtime, dtype, dropout)
     if dtype != "float32":
         model.score.weight = nn.Parameter(_read(folder, "score.weight").float())
     return model.to(runtime.device)
@@ -72,7 +72,9 @@ def reward_from_policy(
     Raises:
         StageError: a model without a plain score head, or a token that is not one of the vocabulary.
     """
-    model = _load(AutoModelForSequenceClassification, folder, dtype, dropout, head="score.weight", num_labels=outputs)
+    model = _load(
+        AutoModelForSequenceClassification, folder, runtime, dtype, dropout, head="score.weight", num_labels=outputs
+    )
     if not isinstance(model.score, nn.Linear) or model.score.bias is not None:
         raise StageError(f"{folder.name}: {type(model).__name__} has no plain score head; use another architecture")
     generator = torch.Generator().manual_seed(seed)
@@ -168,14 +170,17 @@ class quiet:
         logging.set_verbosity(self._level)
 
 
-def _load(auto: Any, folder: Path, dtype: Dtype, dropout: float, head: str | None = None, **extra: Any) -> Any:
+def _load(
+    auto: Any, folder: Path, runtime: Runtime, dtype: Dtype, dropout: float, head: str | None = None, **extra: Any
+) -> Any:
     if not any(folder.glob("*.safetensors")):
         raise StageError(f"{folder.name}: no .safetensors weights; other formats can run code and are not read")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **extra)
     _set_dropout(config, dropout)
+    attention = {"attn_implementation": "flex_attention"} if runtime.attention == "flex" else {}
     with quiet(), torch.random.fork_rng(devices=[]):
         model, info = auto.from_pretrained(
-            folder, config=config, dtype=getattr(torch, dtype), use_safetensors=True,
+            folder, config=config, dtype=getattr(torch, dtype), use_safetensors=True, **attention,
             trust_remote_code=False, local_files_only=True, output_loading_info=True,
         )  # fmt: skip
     if missing := sorted(set(info["missing_keys"]) - {head}):

@@ -19,7 +19,7 @@ from engine import adapters, checkpoint, drawing
 from engine.errors import NotFinite, StageError
 from engine.evidence import metrics, scored_rows, write_alarm, write_bad
 from engine.job import Job
-from engine.ladder import Anchors, adjust, next_rung, raised
+from engine.ladder import Anchors, adjust, next_rung, raised, trainers
 from engine.models import save_model
 from engine.participants import Run, open_run
 from engine.rollouts import Judge, Rolled, roll
@@ -73,8 +73,11 @@ def _run(job: Job, judge: Judge | None, scratch: Path) -> dict[str, Any]:
         rolled = _step(r, progress)
         job.progress(progress.iteration, r.recipe.iterations, "iteration")
         more = progress.iteration < r.recipe.iterations and not progress.stopped
-        if more and job.should_save(progress.step):
-            job.save(progress.step, lambda folder: _write(r, progress, folder))
+        if r.learner.policy.agree(more and job.should_save(progress.step)):
+            for trainer in trainers(r.learner).values():
+                trainer.collect()
+            if r.learner.policy.main:
+                job.save(progress.step, lambda folder: _write(r, progress, folder))
     seconds = time.monotonic() - began
     job.timing("steps", seconds)
     job.log(f"{progress.step - first} batches of rollouts in {seconds:.1f} s")
@@ -85,9 +88,10 @@ def _run(job: Job, judge: Judge | None, scratch: Path) -> dict[str, Any]:
 def _step(r: Run, progress: Progress) -> Rolled:
     """One batch of rollouts and what is learned from it. Ends the warm-up when the critic is good enough already."""
     recipe, number = r.recipe, progress.step + 1
-    rolled = roll(
-        r.models, r.prompts, recipe, r.job.runtime, number, greedy=getattr(r.method, "baseline", "") == "greedy"
-    )
+    for trainer in trainers(r.learner).values():
+        trainer.refresh()
+    greedy = getattr(r.method, "baseline", "") == "greedy"
+    rolled = roll(r.models, r.prompts, recipe, r.job.runtime, number, greedy=greedy, team=r.learner.policy)
     signal, state, measured = r.method.signal(rolled.rollout, r.learner.config, progress.state)
     totals = Totals()
     totals.add(measured)
@@ -193,10 +197,8 @@ def _write(r: Run, progress: Progress, folder: Path) -> dict[str, Any]:
         r.anchors.save(folder)
     for file in r.job.out.glob("alarm-*.json"):
         shutil.copyfile(file, folder / file.name)
-    record = {"progress": asdict(progress), "policy": r.learner.policy.save(folder, "policy")}
-    if r.learner.critic is not None:
-        record["critic"] = r.learner.critic.save(folder, "critic")
-    return record
+    saved = {name: trainer.save(folder, name) for name, trainer in trainers(r.learner).items()}
+    return {"progress": asdict(progress), **saved}
 
 
 def _restore(r: Run, progress: Progress) -> None:
@@ -204,9 +206,8 @@ def _restore(r: Run, progress: Progress) -> None:
     point = r.job.resume()
     if point is None:
         return
-    r.learner.policy.restore(point.path, point.record["policy"], "policy")
-    if r.learner.critic is not None:
-        r.learner.critic.restore(point.path, point.record["critic"], "critic")
+    for name, trainer in trainers(r.learner).items():
+        trainer.restore(point.path, point.record[name], name)
     if r.anchors:
         r.anchors.load(point.path)
     for file in point.path.glob("alarm-*.json"):
@@ -227,6 +228,7 @@ def _publish(r: Run, progress: Progress, rolled: Rolled) -> dict[str, Any]:
     job, learner = r.job, r.learner
     planned = progress.iteration * r.recipe.epochs * (r.recipe.batch_size // r.recipe.minibatch_size)
     done = learner.policy.updates
+    learner.policy.refresh()
     if progress.stopped:
         assert r.anchors is not None
         r.anchors.restore(learner)

@@ -1,7 +1,9 @@
 """Training on packed prefix trees: what several sequences begin with is computed once, and trees lie side by side in a row.
 
 A prompt with K responses becomes a tree of segments; a token attends to its own segment up to itself and to the segments above
-it, nothing else, and its position is its depth. Every state is then what it would be in a sequence of its own.
+it, nothing else, and its position is its depth. Every state is then what it would be in a sequence of its own. Segments lie in
+the order of a walk down the tree, so that all that continues a token follows it at once: the place where that ends is all
+that a mask has to know of the token.
 """
 
 from collections.abc import Sequence
@@ -178,14 +180,16 @@ def pack(
     depth = max(len(response) for _, response in pairs)
     ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     positions = np.zeros((len(rows), width), dtype=np.int64)
-    mask = np.zeros((len(rows), width, width), dtype=bool)
+    ends = np.arange(1, width + 1) + np.zeros(
+        (len(rows), 1), dtype=np.int64
+    )  # padding sees itself: nothing would be NaN
     source, target = np.zeros((2, count, depth), dtype=np.int64)
     counts = np.zeros((count, depth), dtype=bool)
     last, lengths = np.zeros((2, count), dtype=np.int64)
     for r, row in enumerate(rows):
         first = 0
         for tree in (trees[i] for i in row):
-            where = _place(tree, ids[r], positions[r], mask[r], first)
+            where = _place(tree, ids[r], positions[r], ends[r], first)
             for path, k in zip(tree.paths, tree.places):
                 tokens = np.concatenate([where[s] for s in path]) + r * width
                 prompt, size = len(where[0]), len(pairs[k][1])
@@ -195,28 +199,22 @@ def pack(
                 counts[k, :size] = True if marks is None else marks
                 last[k], lengths[k] = tokens[-1], len(tokens)
             first += tree.size
-        rest = np.arange(first, width)
-        mask[r, rest, rest] = True  # padding sees itself: a row of nothing would be NaN
-    tensors = (ids, lengths, source, target, counts, last)
-    bias = torch.zeros(mask.shape).masked_fill_(torch.from_numpy(~mask), -torch.inf)
-    return Padded(*(torch.from_numpy(t) for t in tensors), bias[:, None], torch.from_numpy(positions))
+    return Padded(*(torch.from_numpy(t) for t in (ids, lengths, source, target, counts, last, positions, ends)))
 
 
-def _place(tree: Tree, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, first: int) -> list[np.ndarray]:
-    """Write a tree's tokens, positions and mask from place `first` of a row; returns each segment's places."""
+def _place(tree: Tree, ids: np.ndarray, positions: np.ndarray, ends: np.ndarray, first: int) -> list[np.ndarray]:
+    """Write a tree's tokens, positions and ends from place `first` of a row; returns each segment's places."""
     where: list[np.ndarray] = []
-    above: list[np.ndarray] = []  # the places that a segment's tokens see in the segments above
     for segment in tree.segments:
         size = len(segment.ids)
-        places = np.arange(first, first + size)
-        ids[places] = segment.ids
-        positions[places] = np.arange(segment.depth, segment.depth + size)
-        seen = (
-            np.zeros(0, dtype=np.int64) if segment.above < 0 else np.append(above[segment.above], where[segment.above])
-        )
-        mask[first : first + size, seen] = True
-        mask[first : first + size, first : first + size] = np.tri(size, dtype=bool)
-        where.append(places)
-        above.append(seen)
+        where.append(np.arange(first, first + size))
+        ids[first : first + size] = segment.ids
+        positions[first : first + size] = np.arange(segment.depth, segment.depth + size)
         first += size
+    last = [int(places[-1]) + 1 for places in where]
+    for number in reversed(range(1, len(where))):  # what continues a segment comes after it
+        above = tree.segments[number].above
+        last[above] = max(last[above], last[number])
+    for places, end in zip(where, last):
+        ends[places] = end
     return where

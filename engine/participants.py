@@ -10,6 +10,7 @@ import torch
 
 import methods
 from configs.recipes import Online
+from configs.runtime import Runtime
 from engine import adapters, drawing
 from engine.errors import StageError
 from engine.examples import Item, Reader
@@ -19,7 +20,7 @@ from engine.models import critic_from_reward, freeze, load_policy, reward_from_p
 from engine.packing import shape_of
 from engine.rollouts import Judge, Models, Prompts, judge_of
 from engine.scoring import load_scorers, names
-from engine.sharding import Plain
+from engine.sharding import trainer_for
 from engine.template import CARD, Chat, load_chat
 from engine.updates import Learner
 from methods import sft
@@ -73,10 +74,12 @@ def open_run(job: Job, judge: Judge | None) -> Run:
     if not rows:
         raise StageError(f"no prompt fits limits.prompt_tokens {recipe.limits.prompt_tokens} ({dropped} are longer)")
     folders = job.folders("rewards")
-    scorers = load_scorers(folders, job.runtime, chat.fingerprint) if judge is None else []
+    rest = job.runtime.model_copy(update={"device": "cpu"}) if job.runtime.offload else job.runtime
+    scorers = load_scorers(folders, rest, chat.fingerprint) if judge is None else []
     if judge is None and not scorers:
         raise StageError("online needs a reward model: give rewards")
-    policy, critic = adapters.add(load_policy(start, job.runtime), recipe.lora, recipe.seed), None
+    begun, critic = adapters.add(load_policy(start, job.runtime), recipe.lora, recipe.seed), None
+    reference, shape = _reference(job, begun, start, rest), shape_of(begun)
     steps = recipe.iterations * recipe.epochs * (recipe.batch_size // recipe.minibatch_size)
     if "value" in method.forwards:
         found = [job.folder("critic_start")] if "critic_start" in job.inputs else folders
@@ -86,28 +89,30 @@ def open_run(job: Job, judge: Judge | None) -> Run:
         if recipe.critic_head == "zero":
             torch.nn.init.zeros_(model.score.weight)
         model = adapters.add(model, recipe.lora, recipe.seed)
-        critic = Plain(model, recipe.critic_optimizer, steps + recipe.warmup_batches * recipe.warmup_steps)
+        more = recipe.warmup_batches * recipe.warmup_steps
+        critic = trainer_for(model, recipe.critic_optimizer, steps + more, job.runtime, recipe.dtype)
+    policy = trainer_for(begun, recipe.optimizer, steps, job.runtime, recipe.dtype)
+    frozen = [freeze(scorer.model) for scorer in scorers] + ([] if reference is begun else [reference])
     models = Models(
-        policy=policy,
-        reference=_reference(job, policy, start),
-        critic=None if critic is None else critic.model,
+        policy=policy.reader,
+        reference=reference,
+        critic=None if critic is None else critic.reader,
         judge=judge or judge_of(scorers, chat, recipe.limits, job.runtime.score_rows),
         chat=chat,
+        resting=frozen if job.runtime.offload else (),
     )
-    for scorer in scorers:
-        freeze(scorer.model)
-    learner = Learner(method, config, recipe, job.runtime, Plain(policy, recipe.optimizer, steps), critic, chat.pad_id,
-                      shape_of(policy), _examples(job, recipe, chat))  # fmt: skip
+    learner = Learner(method, config, recipe, job.runtime, policy, critic, chat.pad_id, shape,
+                      _examples(job, recipe, chat))  # fmt: skip
     prompts = Prompts([row for row, _ in rows], [ids for _, ids in rows])
     return Run(job, recipe, method, config, chat, models, prompts, dropped, learner, names(scorers))
 
 
-def _reference(job: Job, policy: Any, start: Path) -> Any:
+def _reference(job: Job, policy: Any, start: Path, rest: Runtime) -> Any:
     """The frozen policy: with adapters on a policy that starts from it the policy itself, read with them switched off."""
     folder = job.folder("reference") if "reference" in job.inputs else start
     if job.recipe.lora and drawing.fingerprint(folder) == drawing.fingerprint(start):
         return policy
-    return freeze(load_policy(folder, job.runtime))
+    return freeze(load_policy(folder, rest))
 
 
 def _critic(folder: Path, start: Path, chat: Chat, job: Job) -> Any:

@@ -29,6 +29,11 @@ def applies(body: Any, places: int, tokens: int) -> bool:
     )
 
 
+def mask_for(model: Any, padded: Padded) -> Any:
+    """The mask of packed rows in the form that the model's attention takes; padded rows need none."""
+    return padded.blocks if model.config._attn_implementation == "flex_attention" else padded.bias
+
+
 def states_at(body: Any, padded: Padded, places: Tensor) -> Tensor:
     """The body's last hidden states at `places` [N] (indices into the flattened rows): [N, D]."""
     ids = padded.ids
@@ -38,8 +43,9 @@ def states_at(body: Any, padded: Padded, places: Tensor) -> Tensor:
         positions = torch.arange(width, device=ids.device)[None]
     x = body.embed_tokens(ids)
     turn = body.rotary_emb(x, positions)
+    mask = mask_for(body, padded)
     for layer in body.layers[:-1]:
-        x = layer(x, attention_mask=padded.bias, position_embeddings=turn, position_ids=positions, use_cache=False)
+        x = layer(x, attention_mask=mask, position_embeddings=turn, position_ids=positions, use_cache=False)
     read, back = places.unique(return_inverse=True)  # responses that begin alike read one state
     row, column = read // width, read % width
     return body.norm(_last_layer(body.layers[-1], x, turn, padded.bias, row, column))[back]

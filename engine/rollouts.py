@@ -20,8 +20,10 @@ from engine.batches import Padded, micro_batches, permutation
 from engine.errors import StageError
 from engine.forwards import logps, logps_entropy, rewards, values
 from engine.generate import Generated, generate
+from engine.idle import awake
 from engine.packing import arrange, shape_of
 from engine.scoring import Scorer, combine, score_texts
+from engine.sharding import ALONE
 from methods.batch import Rollout
 
 Row = Mapping[str, Any]
@@ -50,6 +52,7 @@ class Models:
     critic: Any | None
     judge: Judge
     chat: Any
+    resting: Sequence[Any] = ()  # frozen models that lie in main memory while they do not read
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,41 +98,105 @@ def judge_of(scorers: Sequence[Scorer], chat: Any, limits: Limits, rows_per_batc
     return judge
 
 
-def roll(models: Models, prompts: Prompts, recipe: Online, runtime: Runtime, number: int, *, greedy: bool) -> Rolled:
+def roll(
+    models: Models, prompts: Prompts, recipe: Online, runtime: Runtime, number: int, *, greedy: bool, team: Any = ALONE
+) -> Rolled:
     """Sample batch `number` and let every frozen model read it.
 
     greedy: also decode each prompt greedily and score that (`Rollout.baseline_score`).
+    team: the processes that share the work, each a part of the prompts (a trainer of engine/sharding.py).
 
     Raises:
         StageError: a score that is not finite, or log-probs of sampler and trainer that differ beyond float noise.
     """
     indices = prompts.batch(number, recipe.batch_size // recipe.k, recipe.seed)
-    order = [i for i in indices for _ in range(recipe.k)]
-    rows, asked = [prompts.rows[i] for i in order], [prompts.ids[i] for i in order]
-    responses = _generate(models, rows, asked, recipe, runtime, number, recipe.temperature)
-    pairs: list[Pair] = [(p, r.token_ids) for p, r in zip(asked, responses)]
-    with torch.no_grad():
-        parts = _parts(pairs, models, runtime)
-        scores = models.judge(rows, pairs, parts)
-        branch, score = piecewise(rows, scores, recipe.threshold)
-        read = _read(models, pairs, parts, recipe)
-        baseline = _baseline(models, prompts, indices, recipe, runtime, number) if greedy else None
-    mask = read["mask"]
-    sampled = torch.zeros_like(read["old_logp"])
-    sampled[mask] = torch.tensor([v for r in responses for v in r.logps], device=mask.device)
-    check_sampler(sampled, read["old_logp"], mask, recipe)
+    asked = _keyed([prompts.rows[i] for i in indices], [prompts.ids[i] for i in indices])
+    mine = [place for place, counts in team.share(len(indices)) if counts]
+    own = _read_prompts(models, [asked[place] for place in mine], recipe, runtime, number, greedy) if mine else None
+    found = _join([part for part in team.everyone((mine, own)) if part[1]], recipe.k, runtime.device)
+    rows = [a.row for a in asked for _ in range(recipe.k)]
+    pairs: list[Pair] = [(asked[i // recipe.k].ids, r.token_ids) for i, r in enumerate(found.responses)]
+    branch, score = piecewise(rows, found.scores, recipe.threshold)
+    mask = found.read["mask"]
+    sampled = torch.zeros_like(found.read["old_logp"])
+    sampled[mask] = torch.tensor([v for r in found.responses for v in r.logps], device=mask.device)
+    check_sampler(sampled, found.read["old_logp"], mask, recipe)
     rollout = Rollout(
         mask=mask,
-        old_logp=read["old_logp"],
-        reference_logp=read["reference_logp"],
+        old_logp=found.read["old_logp"],
+        reference_logp=found.read["reference_logp"],
         score=torch.tensor(score, device=mask.device),
-        finished=torch.tensor([r.finish == "eos" for r in responses], device=mask.device),
+        finished=torch.tensor([r.finish == "eos" for r in found.responses], device=mask.device),
         group=torch.arange(len(indices), device=mask.device).repeat_interleave(recipe.k),
-        value=read.get("value"),
-        branch=torch.tensor(branch, device=mask.device) if "safety" in judged(scores) else None,
-        baseline_score=baseline,
+        value=found.read.get("value"),
+        branch=torch.tensor(branch, device=mask.device) if "safety" in judged(found.scores) else None,
+        baseline_score=torch.tensor(found.baseline, device=mask.device).repeat_interleave(recipe.k) if greedy else None,
     )
-    return Rolled(rows, pairs, responses, scores, rollout, read["entropy"], sampled)
+    return Rolled(rows, pairs, found.responses, found.scores, rollout, found.read["entropy"], sampled)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt of a batch. `seen` tells it from the same prompt earlier in the batch: other streams answer it."""
+
+    row: Row
+    ids: Sequence[int]
+    seen: int
+
+
+def _keyed(rows: Sequence[Row], ids: Sequence[Sequence[int]]) -> list[_Asked]:
+    counts: Counter[str] = Counter()
+    found = []
+    for row, prompt in zip(rows, ids):
+        found.append(_Asked(row, prompt, counts[str(row["id"])]))
+        counts[str(row["id"])] += 1
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """What was found out about some prompts' rollouts, K to each and side by side."""
+
+    responses: list[Generated]
+    scores: dict[str, list[float | None]]  # raw, by kind
+    read: dict[str, Tensor]  # [b, R] mask, log-probs, entropies, values
+    baseline: list[float]  # score of each prompt's greedy response, where that is asked for
+
+
+def _read_prompts(
+    models: Models, asked: Sequence[_Asked], recipe: Online, runtime: Runtime, number: int, greedy: bool
+) -> _Read:
+    """Sample, score and read the responses to some of a batch's prompts."""
+    rows, ids = [a.row for a in asked for _ in range(recipe.k)], [a.ids for a in asked for _ in range(recipe.k)]
+    responses = _generate(models, asked, recipe, runtime, number, recipe.k, recipe.temperature)
+    plain = _generate(models, asked, recipe, runtime, number, 1, 0.0) if greedy else []
+    pairs: list[Pair] = [(p, r.token_ids) for p, r in zip(ids, responses)]
+    with torch.no_grad(), awake(models.resting, runtime.device):
+        parts = _parts(pairs, models, runtime)
+        scores = models.judge(rows, pairs, parts)
+        read = _read(models, pairs, parts, recipe)
+        baseline = _baseline(models, asked, plain, recipe, runtime) if greedy else []
+    return _Read(responses, scores, read, baseline)
+
+
+def _join(parts: Sequence[tuple[list[int], _Read]], k: int, device: str) -> _Read:
+    """The parts of all processes as one, in the order of the batch. parts: (places of the prompts, what was found)."""
+    if len(parts) == 1:
+        return parts[0][1]
+    places = [place * k + i for mine, _ in parts for place in mine for i in range(k)]
+    back = sorted(range(len(places)), key=places.__getitem__)
+    order = lambda name: [v for _, one in parts for v in getattr(one, name)]
+    depth = max(one.read["mask"].shape[1] for _, one in parts)
+    wide = lambda t: torch.nn.functional.pad(t, (0, depth - t.shape[1]))
+    prompts = [place for mine, _ in parts for place in mine]
+    baseline = [value for _, value in sorted(zip(prompts, order("baseline")))]
+    first = parts[0][1]
+    return _Read(
+        responses=[order("responses")[i] for i in back],
+        scores={kind: [[v for _, one in parts for v in one.scores[kind]][i] for i in back] for kind in first.scores},
+        read={name: torch.cat([wide(one.read[name]).to(device) for _, one in parts])[back] for name in first.read},
+        baseline=baseline,
+    )
 
 
 def judged(scores: Mapping[str, Sequence[float | None]]) -> list[str]:
@@ -166,23 +233,19 @@ def check_sampler(sampled: Tensor, trained: Tensor, mask: Tensor, recipe: Online
 
 def _generate(
     models: Models,
-    rows: Sequence[Row],
-    asked: Sequence[Sequence[int]],
+    asked: Sequence[_Asked],
     recipe: Online,
     runtime: Runtime,
     number: int,
+    k: int,
     temperature: float,
 ) -> list[Generated]:
-    seen: Counter[str] = Counter()
-    keys = []
-    for row in rows:  # a prompt that comes twice in a batch is answered by two different streams
-        keys.append((str(row["id"]), seen[row["id"]]))
-        seen[row["id"]] += 1
+    """`k` responses to each prompt, side by side."""
     return generate(
         models.policy,
         models.chat,
-        asked,
-        keys,
+        [a.ids for a in asked for _ in range(k)],
+        [(str(a.row["id"]), a.seen * k + i) for a in asked for i in range(k)],
         seed=recipe.seed,
         stream=f"online-{number}" if temperature else f"online-greedy-{number}",
         temperature=temperature,
@@ -199,15 +262,11 @@ def _parts(pairs: Sequence[Pair], models: Models, runtime: Runtime) -> list[tupl
 
 
 def _baseline(
-    models: Models, prompts: Prompts, indices: Sequence[int], recipe: Online, runtime: Runtime, number: int
-) -> Tensor:
-    """[B] score of the greedy response to each rollout's prompt, by the weights that sampled."""
-    rows, asked = [prompts.rows[i] for i in indices], [prompts.ids[i] for i in indices]
-    found = _generate(models, rows, asked, recipe, runtime, number, 0.0)
-    pairs: list[Pair] = [(p, r.token_ids) for p, r in zip(asked, found)]
-    scores = models.judge(rows, pairs, _parts(pairs, models, runtime))
-    score = piecewise(rows, scores, recipe.threshold)[1]
-    return torch.tensor(score, device=runtime.device).repeat_interleave(recipe.k)
+    models: Models, asked: Sequence[_Asked], found: Sequence[Generated], recipe: Online, runtime: Runtime
+) -> list[float]:
+    """The score of each prompt's greedy response."""
+    rows, pairs = [a.row for a in asked], [(a.ids, r.token_ids) for a, r in zip(asked, found)]
+    return piecewise(rows, models.judge(rows, pairs, _parts(pairs, models, runtime)), recipe.threshold)[1]
 
 
 def _read(

@@ -46,10 +46,37 @@ class Schedule:
         return recipe.learning_rate * factor
 
 
-class Plain:
-    """A model and its AdamW in one process. Gradients of several `backward` calls add up until `step`."""
+class Alone:
+    """What several processes do together, where there is one."""
 
     main = True  # this process speaks for the run
+
+    def share(self, count: int) -> list[tuple[int, bool]]:
+        """Which of a step's micro-batches this process computes: (index, whether it counts)."""
+        return [(i, True) for i in range(count)]
+
+    def everyone(self, value: Any) -> list[Any]:
+        """What each process has found, in the order of the processes."""
+        return [value]
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over processes."""
+        return value
+
+    def merge(self, metrics: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+        """Metrics (sum, count) of all processes as one."""
+        return metrics
+
+    def agree(self, flag: bool) -> bool:
+        """What the first process says, everywhere."""
+        return flag
+
+
+ALONE = Alone()
+
+
+class Plain(Alone):
+    """A model and its AdamW in one process. Gradients of several `backward` calls add up until `step`."""
 
     def __init__(self, model: Any, recipe: Optimizer, total: int, dtype: str = "float32") -> None:
         self.model, self.clip, self.dtype = model, recipe.clip, dtype
@@ -73,9 +100,13 @@ class Plain:
     def begin(self, seed: int, step: int) -> None:
         """The global generator goes on from step to step; it is in every save point."""
 
-    def share(self, count: int) -> list[tuple[int, bool]]:
-        """Which of a step's micro-batches this process computes: (index, whether it counts)."""
-        return [(i, True) for i in range(count)]
+    @property
+    def reader(self) -> Any:
+        """The model with all its weights, for reading and sampling; `refresh` brings it up to date."""
+        return self.model
+
+    def refresh(self) -> None:
+        """Give `reader` the present weights; every process takes part."""
 
     def forward(self, names: tuple[str, ...], padded: Padded, temperature: float = 1.0) -> dict[str, Tensor]:
         """What a method's `forwards` asks of the model."""
@@ -106,20 +137,8 @@ class Plain:
         self.updates += 1
         return found
 
-    def total(self, value: Tensor) -> Tensor:
-        """The sum over processes."""
-        return value
-
-    def merge(self, metrics: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-        """Metrics (sum, count) of all processes as one."""
-        return metrics
-
-    def agree(self, flag: bool) -> bool:
-        """What the first process says, everywhere."""
-        return flag
-
-    def collect(self) -> None:
-        """Bring together what `save` writes; every process takes part."""
+    def collect(self, *, everywhere: bool = False) -> None:
+        """Bring together what `save` writes, in the first process or in all; every process takes part."""
 
     def save(self, folder: Path, name: str = "model") -> dict[str, Any]:
         """Write parameters and moments to `<name>.safetensors`; returns the JSON that `restore` wants back."""

@@ -13,10 +13,9 @@ from configs.runtime import Runtime
 from engine.batches import Padded, micro_batches, permutation
 from engine.errors import NotFinite, StageError
 from engine.examples import Item
-from engine.forwards import compute
 from engine.packing import Shape, arrange
 from engine.rollouts import Rolled, take
-from engine.sharding import Plain
+from engine.sharding import ALONE
 from methods import sft
 from methods.batch import Batch, Metrics, batch_of, denominator
 
@@ -29,8 +28,8 @@ class Learner:
     config: Any  # the method's Config
     recipe: Online
     runtime: Runtime
-    policy: Plain
-    critic: Plain | None
+    policy: Any  # sharding.Plain or zero.Zero
+    critic: Any | None
     pad_id: int
     shape: Shape  # of the policy's body; the critic's is taken to be alike
     examples: Sequence[Item]  # for the language-model term; none = no such term
@@ -49,10 +48,10 @@ class Totals:
             held[0] = held[0] + total
             held[1] = held[1] + count
 
-    def means(self) -> dict[str, float]:
-        """Every metric that was counted at least once."""
-        names = [name for name, (_, count) in self._held.items() if float(count) > 0]
-        return {name: float(self._held[name][0] / self._held[name][1]) for name in names}
+    def means(self, team: Any = ALONE) -> dict[str, float]:
+        """Every metric that was counted at least once, over all processes of the team."""
+        merged = team.merge({name: (total.cpu(), count.cpu()) for name, (total, count) in self._held.items()})
+        return {name: float(total / count) for name, (total, count) in merged.items() if float(count) > 0}
 
 
 def minibatches(recipe: Online, number: int, epoch: int) -> list[list[int]]:
@@ -89,7 +88,7 @@ def improve(
             if learner.critic is not None:
                 _value_backward(learner, rolled, signal, groups, progress, totals)
                 norms.setdefault("critic_norm", []).append(learner.critic.step())
-    return {**totals.means(), **found, **{name: sum(v) / len(v) for name, v in norms.items()}}
+    return {**totals.means(learner.policy), **found, **{name: sum(v) / len(v) for name, v in norms.items()}}
 
 
 def fit_critic(learner: Learner, rolled: Rolled, signal: Mapping[str, Tensor], number: int) -> dict[str, float]:
@@ -102,7 +101,7 @@ def fit_critic(learner: Learner, rolled: Rolled, signal: Mapping[str, Tensor], n
         groups = minibatches(recipe, number, step // per_epoch)[step % per_epoch]
         _value_backward(learner, rolled, signal, groups, 0.0, totals, free=True)
         norms.append(learner.critic.step())
-    return {**totals.means(), "critic_rate": rate, "critic_norm": sum(norms) / max(1, len(norms))}
+    return {**totals.means(learner.critic), "critic_rate": rate, "critic_norm": sum(norms) / max(1, len(norms))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,12 +111,13 @@ class _Part:
     padded: Padded
     fixed: dict[str, Tensor]
     batch: Batch
+    counts: bool  # else it is computed only because all processes compute as much
 
 
 def _parts(
     learner: Learner, rolled: Rolled, signal: Mapping[str, Tensor], groups: Sequence[int], progress: float
 ) -> Iterator[_Part]:
-    """The micro-batches of one minibatch; `batch.count` is that of the whole minibatch."""
+    """This process's micro-batches of one minibatch; `batch.count` is that of the whole minibatch."""
     k, rollout = learner.recipe.k, rolled.rollout
     members = [list(range(g * k, g * k + k)) for g in groups]
     lengths = [[sum(map(len, rolled.pairs[i])) for i in rows] for rows in members]
@@ -126,8 +126,9 @@ def _parts(
     fixed = {"old_logp": rollout.old_logp, "reference_logp": rollout.reference_logp, **signal}
     if rollout.value is not None:
         fixed["old_value"] = rollout.value
-    for part in micro_batches(lengths, learner.runtime.train_rows):
-        rows = [i for g in part for i in members[g]]
+    parts = micro_batches(lengths, learner.runtime.train_rows)
+    for number, counts in learner.policy.share(len(parts)):
+        rows = [i for g in parts[number] for i in members[g]]
         padded = arrange([rolled.pairs[i] for i in rows], pad_id=learner.pad_id, shape=learner.shape).to(
             learner.runtime.device
         )
@@ -140,7 +141,7 @@ def _parts(
             progress=progress,
             count=count,
         )
-        yield _Part(padded, {name: tensor[rows, :depth] for name, tensor in fixed.items()}, batch)
+        yield _Part(padded, {name: tensor[rows, :depth] for name, tensor in fixed.items()}, batch, counts)
 
 
 def _policy_step(
@@ -160,19 +161,21 @@ def _policy_step(
     loss_of = getattr(learner.method, "policy_loss", learner.method.loss)
     total, drift, ratio = 0.0, 0.0, 0.0
     for part in _parts(learner, rolled, signal, groups, progress):
-        with _autocast(learner):
-            forwards = compute(names, learner.policy.model, part.padded, learner.recipe.temperature)
+        forwards = learner.policy.forward(tuple(names), part.padded, learner.recipe.temperature)
         loss, metrics = loss_of({**part.fixed, **forwards}, part.batch, learner.config)
-        learner.policy.backward(loss)
+        learner.policy.backward(loss * float(part.counts))
         moved = (forwards["policy_logp"].detach() - part.fixed["old_logp"])[part.batch.mask]
         drift, ratio = max(drift, float(moved.abs().max())), max(ratio, float(moved.max().exp()))
-        total += float(loss.detach())
-        totals.add(metrics)
+        if part.counts:
+            total += float(loss.detach())
+            totals.add(metrics)
         if first:
             check_first(moved, metrics, learner.recipe.dtype)
     if learner.examples:
         total += _language_step(learner, totals)
-    _finite(total, "policy", learner.policy.updates)
+    every = learner.policy.everyone((total, drift, ratio))
+    drift, ratio = max(one[1] for one in every), max(one[2] for one in every)
+    _finite(sum(one[0] for one in every), "policy", learner.policy.updates)
     return {"ratio_max": ratio, "first_drift": drift} if first else {"ratio_max": ratio}
 
 
@@ -207,25 +210,26 @@ def _value_backward(
     assert learner.critic is not None
     total = 0.0
     for part in _parts(learner, rolled, signal, groups, progress):
-        with _autocast(learner):
-            forwards = compute(["value"], learner.critic.model, part.padded)
+        forwards = learner.critic.forward(("value",), part.padded)
         old = {"old_value": forwards["value"].detach()} if free else {}
         loss, metrics = learner.method.value_loss({**part.fixed, **forwards, **old}, part.batch, learner.config)
-        learner.critic.backward(loss)
-        total += float(loss.detach())
-        totals.add(metrics)
-    _finite(total, "value", learner.critic.updates)
+        learner.critic.backward(loss * float(part.counts))
+        if part.counts:
+            total += float(loss.detach())
+            totals.add(metrics)
+    _finite(sum(learner.critic.everyone(total)), "value", learner.critic.updates)
 
 
 def _language_step(learner: Learner, totals: Totals) -> float:
-    """Add the gradient of the language-model loss on a batch of examples (ptx); returns its share of the loss."""
+    """Add the gradient of the language-model loss on a batch of examples (ptx); returns this process's part of the loss."""
     recipe, total = learner.recipe, 0.0
     size = min(recipe.ptx_batch_size, len(learner.examples))
     places = take(len(learner.examples), learner.policy.updates * size, size, recipe.seed, "examples")
     items = [learner.examples[i] for i in places]
     tokens = sum(len(item.responses[0]) if item.learned[0] is None else int(item.learned[0].sum()) for item in items)
-    for part in micro_batches([item.lengths for item in items], learner.runtime.train_rows):
-        chosen = [items[i] for i in part]
+    parts = micro_batches([item.lengths for item in items], learner.runtime.train_rows)
+    for number, counts in learner.policy.share(len(parts)):
+        chosen = [items[i] for i in parts[number]]
         padded = arrange(
             [item.pairs()[0] for item in chosen],
             pad_id=learner.pad_id,
@@ -233,17 +237,13 @@ def _language_step(learner: Learner, totals: Totals) -> float:
             learned=[item.learned[0] for item in chosen],
         ).to(learner.runtime.device)
         batch = batch_of(padded.response_mask, count=torch.tensor(float(tokens), device=padded.ids.device))
-        with _autocast(learner):
-            forwards = compute(sft.forwards, learner.policy.model, padded)
+        forwards = learner.policy.forward(sft.forwards, padded)
         loss, metrics = sft.loss(forwards, batch, sft.Config())
-        learner.policy.backward(recipe.ptx_weight * loss)
-        total += recipe.ptx_weight * float(loss.detach())
-        totals.add({"ptx_nll": metrics["nll"]})
+        learner.policy.backward(recipe.ptx_weight * float(counts) * loss)
+        if counts:
+            total += recipe.ptx_weight * float(loss.detach())
+            totals.add({"ptx_nll": metrics["nll"]})
     return total
-
-
-def _autocast(learner: Learner) -> torch.autocast:
-    return torch.autocast(learner.runtime.device, torch.bfloat16, enabled=learner.recipe.dtype == "bfloat16")
 
 
 def _finite(total: float, what: str, updates: int) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-STAGES = ("pretrain", "continuing", "train", "reward")
+STAGES = ("pretrain", "continuing", "train", "reward", "online")
 _MARK = "ROUNDHOUSE_WORKER"
 
 

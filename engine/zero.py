@@ -17,7 +17,7 @@ from configs.recipes import Optimizer
 from configs.runtime import Runtime
 from engine import checkpoint
 from engine.batches import Padded
-from engine.errors import StageError
+from engine.errors import NotFinite
 from engine.forwards import compute
 from engine.sharding import Schedule, decayed
 
@@ -44,6 +44,7 @@ class Zero:
     def __init__(self, model: Any, recipe: Optimizer, total: int, runtime: Runtime, dtype: str) -> None:
         import deepspeed
 
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # used in no training; compiling it takes 100 s
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # its lines go to stdout, which is ours
         if not dist.is_initialized():
             dist.init_process_group("nccl" if runtime.device == "cuda" else "gloo")
@@ -60,10 +61,15 @@ class Zero:
         arguments = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.eps}
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], **arguments)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=Forward(model), optimizer=optimizer, dist_init_required=False, config=_config(recipe, runtime, dtype)
+            model=Forward(model),
+            optimizer=optimizer,
+            dist_init_required=False,
+            config=_config(recipe, runtime, dtype, sum(p.numel() for _, p in self._named)),
         )
         self._gathered: dict[str, Tensor] = {}
+        self._copy: Any = None  # of a model that is partitioned
         self._clip, self._norm = recipe.clip, 0.0
+        self._pending = False  # gradients that no step has used
         self._engine.clip_fp32_gradients = self._clip_plain  # ZeRO-0 in fp32 would not tell its norm
         self._start_moments()
 
@@ -89,6 +95,34 @@ class Zero:
         mine = [turn * self.world + self.rank for turn in range(turns)]
         return [(i, True) if i < count else (0, False) for i in mine]
 
+    def everyone(self, value: Any) -> list[Any]:
+        """What each process has found, in the order of the processes."""
+        every: list[Any] = [None] * self.world
+        dist.all_gather_object(every, value)
+        return every
+
+    @property
+    def reader(self) -> Any:
+        """The model with all its weights, for reading and sampling; under ZeRO-3 a copy that each process has."""
+        if not self._is_cut:
+            return self.model
+        if self._copy is None:
+            dtype = next(self.model.parameters()).dtype
+            self._copy = self._whole(dtype).to(self._engine.device).eval()
+            self.refresh()
+        return self._copy
+
+    def refresh(self) -> None:
+        """Give `reader` the present weights; every process takes part."""
+        if self._copy is None:
+            return
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with torch.no_grad():
+            for (_, own), copy in zip(self.model.named_parameters(), self._copy.parameters(), strict=True):
+                with GatheredParameters([own]):
+                    copy.copy_(own)
+
     def forward(self, names: tuple[str, ...], padded: Padded, temperature: float = 1.0) -> dict[str, Tensor]:
         """What a method's `forwards` asks of the model."""
         found: dict[str, Tensor] = self._engine(names, padded, temperature)
@@ -97,17 +131,19 @@ class Zero:
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradient. Gradients are averaged over processes, so shares of a sum are multiplied first."""
         self._engine.backward(loss * self.world, scale_wrt_gas=False)
+        self._pending = True
 
     def step(self) -> float:
         """Average over processes, clip, update; returns the global gradient norm before clipping."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate
         self._engine.step()
+        self._pending = False
         found = self._engine.get_global_grad_norm()
         norm = self._norm if found is None else float(found)
         self.updates += 1
         if norm != norm or norm in (float("inf"), -1.0):
-            raise StageError(f"gradient norm {norm} at step {self.updates}: not finite")
+            raise NotFinite(f"gradient norm {norm} at step {self.updates}: not finite")
         return norm
 
     def total(self, value: Tensor) -> Tensor:
@@ -118,8 +154,7 @@ class Zero:
 
     def merge(self, metrics: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
         """Metrics (sum, count) of all processes as one."""
-        every: list[Any] = [None] * self.world
-        dist.all_gather_object(every, metrics)
+        every = self.everyone(metrics)
         names = [name for one in every for name in one]
         return {
             name: tuple(sum(one[name][i] for one in every if name in one) for i in (0, 1))
@@ -132,8 +167,8 @@ class Zero:
         dist.broadcast_object_list(said, src=0)
         return bool(said[0])
 
-    def collect(self) -> None:
-        """Gather parameters and moments; every process takes part, the first one keeps them."""
+    def collect(self, *, everywhere: bool = False) -> None:
+        """Gather parameters and moments; every process takes part, the first one (or each) keeps them."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         found: dict[str, Tensor] = {}
@@ -142,7 +177,7 @@ class Zero:
             if self.updates:
                 for key in ("exp_avg", "exp_avg_sq"):
                     one[f"{key}/{name}"] = self._full(safe_get_full_optimizer_state, parameter, key)
-            if self.main:
+            if self.main or everywhere:
                 found |= {n: t.detach().float().cpu().clone() for n, t in one.items()}
         found |= {f"buffer/{n}": b for n, b in self._buffers.items()}
         self._gathered = found
@@ -161,8 +196,14 @@ class Zero:
             safe_set_local_optimizer_state,
         )
 
+        if self._pending:  # DeepSpeed forgets gradients in a step only; what that does to the weights is overwritten
+            self._engine.step()
+            self._pending = False
         self.updates = int(record["updates"])
         stored = checkpoint.read_tensors(folder / f"{name}.safetensors")
+        for n, _ in self._named:  # before the first update there are no moments
+            for key in ("exp_avg", "exp_avg_sq"):
+                stored.setdefault(f"{key}/{n}", torch.zeros_like(stored[f"parameter/{n}"]))
         for state in self._base().state.values():
             state["step"].fill_(float(self.updates))
         for n, parameter in self._named:
@@ -170,15 +211,15 @@ class Zero:
                 own = self._own_part(parameter, stored[f"parameter/{n}"])
                 safe_set_local_fp32_param(parameter, own)
                 parameter.ds_tensor.data.copy_(own)  # the working copy of the weights
-                for key in ("exp_avg", "exp_avg_sq") if self.updates else ():
+                for key in ("exp_avg", "exp_avg_sq"):
                     safe_set_local_optimizer_state(parameter, self._own_part(parameter, stored[f"{key}/{n}"]), key)
             elif self._is_partitioned(parameter):
                 safe_set_full_fp32_param(parameter, stored[f"parameter/{n}"])
-                for key in ("exp_avg", "exp_avg_sq") if self.updates else ():
+                for key in ("exp_avg", "exp_avg_sq"):
                     safe_set_full_optimizer_state(parameter, stored[f"{key}/{n}"], key)
             else:
                 parameter.data.copy_(stored[f"parameter/{n}"])
-                for key in ("exp_avg", "exp_avg_sq") if self.updates else ():
+                for key in ("exp_avg", "exp_avg_sq"):
                     self._optimizer.state[parameter][key].copy_(stored[f"{key}/{n}"])
         if hasattr(self._optimizer, "update_lp_params"):
             self._optimizer.update_lp_params()  # the working copies of the weights, from the fp32 ones
@@ -193,15 +234,23 @@ class Zero:
         dist.barrier()
         if not self.main:
             raise WorkerDone
-        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-        scores = hasattr(self.model, "score")
-        kind = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
-        whole = kind.from_config(self.model.config, dtype=torch.float32, attn_implementation="sdpa")
+        whole = self._whole(torch.float32)
         with torch.no_grad():
             for n, parameter in whole.named_parameters():
                 parameter.copy_(self._gathered[f"parameter/{n}"])
         return whole.to(self._engine.device).eval()
+
+    def _whole(self, dtype: torch.dtype) -> Any:
+        """A model of the same kind that is not partitioned, its weights still to be filled."""
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+        kind = AutoModelForSequenceClassification if hasattr(self.model, "score") else AutoModelForCausalLM
+        attention = self.model.config._attn_implementation
+        return kind.from_config(self.model.config, dtype=dtype, attn_implementation=attention)
+
+    @property
+    def _is_cut(self) -> bool:
+        return any(hasattr(p, "ds_id") for _, p in self._named)
 
     def _is_partitioned(self, parameter: nn.Parameter) -> bool:
         return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
@@ -245,9 +294,13 @@ class Zero:
         return found
 
 
-def _config(recipe: Optimizer, runtime: Runtime, dtype: str) -> dict[str, Any]:
-    """DeepSpeed's settings. Gradients are reduced once a step, when it is known that no micro-batch follows."""
-    zero: dict[str, Any] = {"stage": runtime.zero, "overlap_comm": False}
+def _config(recipe: Optimizer, runtime: Runtime, dtype: str, size: int) -> dict[str, Any]:
+    """DeepSpeed's settings. Gradients are reduced once a step, when it is known that no micro-batch follows.
+
+    size: parameters of the model. A bucket for gradients is allocated whole, and filled where algorithms are deterministic.
+    """
+    bucket = min(500_000_000, size)
+    zero: dict[str, Any] = {"stage": runtime.zero, "overlap_comm": False, "reduce_bucket_size": bucket}
     if runtime.offload and runtime.zero:
         zero["offload_optimizer"] = {"device": "cpu"}
         if runtime.zero == 3:

@@ -16,7 +16,7 @@ from engine.errors import StageError
 from engine.examples import Item
 from engine.models import load_policy, reward_from_policy
 from engine.offline import Fit, epochs, fit
-from engine.packing import shape_of
+from engine.packing import Shape, shape_of
 from engine.reference import flatten, reference_logps, unflatten
 
 OPTIMIZER = Optimizer(learning_rate=1e-2, schedule="constant", warmup=0.0, min_warmup_steps=0)
@@ -63,31 +63,52 @@ def test_rows_of_a_prompt_stay_in_one_batch() -> None:
         assert len(step) <= 7 and all(sum(keys[i] == k for i in step) == 3 for k in {keys[i] for i in step})
 
 
+def first_step(
+    name: str, rows: list[Item], policy: Path, job: Any, **more: Any
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of one step on all rows."""
+    model = reward_from_policy(policy, Runtime(), 1) if name.startswith("reward") else load_policy(policy, Runtime())
+    grads: dict[str, torch.Tensor] = {}
+    for n, parameter in model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p, n=n, g=grads: g.__setitem__(n, p.grad.clone()))
+    if name == "dpo":
+        fixed = reference_logps(model, rows, pad_id=0, rows=4)
+        more |= {"reference": lambda fixed=fixed: fixed, "same_start": True}
+    fit(job, plan(model, rows, [list(range(len(rows)))], name, **more))
+    return job.rows[0]["loss"], grads
+
+
+def same_step(one: Any, two: Any, bound: float) -> None:
+    assert abs(one[0] - two[0]) < bound * max(1, abs(one[0]))
+    for n, wanted in one[1].items():
+        assert torch.allclose(two[1][n], wanted, rtol=0, atol=bound * max(1, float(wanted.abs().max()))), n
+
+
 @pytest.mark.parametrize("name, responses", [("sft", 1), ("dpo", 2), ("rrhf", 3), ("reward", 2)])
 def test_micro_batches_change_nothing(
     name: str, responses: int, policy: Path, make_job: Callable[..., Any]
 ) -> None:  # T50
     """1 x 8, 4 x 2 and 8 x 1 rows give the same gradient."""
     rows = items(8, responses)
-    found = {}
-    for size in (0, 2 * responses, responses):
-        model = reward_from_policy(policy, Runtime(), 1) if name == "reward" else load_policy(policy, Runtime())
-        grads: dict[str, torch.Tensor] = {}
-        for n, parameter in model.named_parameters():
-            parameter.register_post_accumulate_grad_hook(lambda p, n=n, g=grads: g.__setitem__(n, p.grad.clone()))
-        more = {}
-        if name == "dpo":
-            fixed = reference_logps(model, rows, pad_id=0, rows=4)
-            more = {"reference": lambda fixed=fixed: fixed, "same_start": True}
-        job = make_job("train", None, out=f"o{size}", runtime={"train_rows": size})
-        fit(job, plan(model, rows, [list(range(8))], name, **more))
-        found[size] = (grads, job.rows[0]["loss"])
-    whole, loss = found[0]
-    for grads, other in found.values():
-        assert abs(other - loss) < 1e-6 * max(1, abs(loss))
-        assert all(
-            torch.allclose(grads[n], whole[n], rtol=0, atol=1e-6 * max(1, float(whole[n].abs().max()))) for n in whole
-        )
+    whole, *parts = [
+        first_step(name, rows, policy, make_job("train", None, out=f"o{size}", runtime={"train_rows": size}))
+        for size in (0, 2 * responses, responses)
+    ]
+    for part in parts:
+        same_step(whole, part, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, responses", [("sft", 1), ("dpo", 2), ("rrhf", 3), ("pro", 3), ("reward", 2), ("reward-ranking", 3)]
+)
+def test_a_packed_step_is_that_of_one_row_at_a_time(
+    name: str, responses: int, policy: Path, make_job: Callable[..., Any]
+) -> None:
+    """Prompts computed once and rows laid side by side: the loss and the gradients of padded rows, each alone."""
+    rows = items(6, responses)
+    alone = make_job("train", None, out="alone", runtime={"train_rows": 1})
+    found = first_step(name, rows, policy, make_job("train", None), shape=Shape(matrices=1e6, attention=1.0))
+    same_step(first_step(name, rows, policy, alone, shape=None), found, 1e-5)
 
 
 def test_dpo_begins_at_log_two(policy: Path, make_job: Callable[..., Any]) -> None:

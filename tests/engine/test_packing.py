@@ -97,3 +97,32 @@ def test_the_cheaper_form_is_taken(policy: Path) -> None:
     assert shape.matrices == 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32
     model.config.layer_types = ["sliding_attention", "full_attention"]
     assert shape_of(model) is None and arrange(PAIRS, pad_id=0, shape=None).bias is None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # of the compiler that is imported
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_blocks_hold_what_the_dense_mask_holds(policies: dict[str, Path], architecture: str) -> None:
+    """FlexAttention, unfused here: log-probs as by the dense mask. Its backward pass exists on a GPU only."""
+    batch = packed(PAIRS)
+    blocks = batch.blocks
+    row, places = torch.zeros((), dtype=torch.long), torch.arange(batch.ids.shape[1])
+    seen = blocks.mask_mod(row, row, places[:, None], places[None])
+    assert torch.equal(seen, batch.bias[0, 0] == 0)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        found = [
+            forwards.logps(load_policy(policies[architecture], Runtime(attention=attention)), batch)
+            for attention in ("dense", "flex")
+        ]
+    assert torch.allclose(*found, rtol=0, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_blocks_give_the_gradients_of_the_dense_mask(policy: Path) -> None:
+    found = []
+    for attention in ("dense", "flex"):
+        model = load_policy(policy, Runtime(device="cuda", attention=attention))
+        forwards.logps(model, packed(PAIRS).to("cuda")).sum().backward()
+        found.append([p.grad.cpu() for p in model.parameters() if p.grad is not None])
+    for one, two in zip(*found, strict=True):
+        assert torch.allclose(one, two, rtol=0, atol=1e-4 * max(1.0, float(one.abs().max())))

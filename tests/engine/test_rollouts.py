@@ -131,3 +131,19 @@ def test_the_greedy_baseline_belongs_to_the_same_prompts_in_the_same_order(parti
             scores = models.judge(rolled.rows[row : row + 1], pairs, [([0], collate(pairs, pad_id=models.chat.pad_id))])
         wanted = rollouts.piecewise(rolled.rows[row : row + 1], scores, -1.7346)[1][0]
         assert baseline[row : row + 2].tolist() == pytest.approx([wanted] * 2, abs=1e-5)
+
+
+def test_parts_of_a_batch_are_put_together_in_its_order(parties: Any) -> None:
+    """What several processes find out about their prompts is what one finds out about all of them."""
+    models, asked, runtime = parties
+    every = rollouts._keyed([asked.rows[i] for i in (0, 1, 0, 2, 3)], [asked.ids[i] for i in (0, 1, 0, 2, 3)])
+    read = lambda places: rollouts._read_prompts(models, [every[i] for i in places], recipe(k=2), runtime, 1, True)
+    whole = read(range(5))
+    joined = rollouts._join([(places, read(places)) for places in ([0, 3], [1, 4], [2])], 2, "cpu")
+    assert [r.token_ids for r in joined.responses] == [r.token_ids for r in whole.responses]
+    assert whole.responses[0].token_ids != whole.responses[4].token_ids  # the same prompt, another stream
+    assert joined.baseline == pytest.approx(whole.baseline, abs=1e-5)
+    for kind in whole.scores:
+        assert joined.scores[kind] == pytest.approx(whole.scores[kind], abs=1e-5)
+    for name, tensor in whole.read.items():
+        torch.testing.assert_close(joined.read[name], tensor, rtol=0, atol=1e-5)

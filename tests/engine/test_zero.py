@@ -1,4 +1,4 @@
-"""DeepSpeed in two processes against torch in one. The first use on a machine compiles a small operator (about 100 s)."""
+"""DeepSpeed in two processes against torch in one."""
 
 import json
 import os
@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from online_runs import recipe
 from safetensors.torch import load_file
 
+from configs.recipes import Tripwires
 from storage import Ref, Store, open_store
 from storage.rows import write_rows
 
@@ -19,14 +21,21 @@ LIMITS = {"prompt_tokens": 60, "response_tokens": 12}
 OPTIMIZER = {"learning_rate": 1e-3, "schedule": "constant", "warmup": 0.0, "min_warmup_steps": 0}
 
 
+def put(store: Store, kind: str, name: str, folder: Path) -> str:
+    """The key of an artifact with a folder's files."""
+    draft = store.draft(Ref(kind, name, "0" * 16))
+    for path in folder.iterdir():
+        if path.is_file():
+            (draft.path / path.name).write_bytes(path.read_bytes())
+    draft.commit({})
+    return Ref(kind, name, "0" * 16).key
+
+
 @pytest.fixture
 def store(policy: Path, tmp_path: Path) -> Store:
     """A store with a policy, five examples and five pairs (odd, so that micro-batches do not divide evenly)."""
     opened = open_store((tmp_path / "store").as_uri())
-    model = opened.draft(Ref("model", "base", "0" * 16))
-    for path in policy.iterdir():
-        (model.path / path.name).write_bytes(path.read_bytes())
-    model.commit({})
+    put(opened, "model", "base", policy)
     shared = {"category": "c", "is_safety": False, "source": "s"}
     asked = [
         [{"role": "user", "content": f"tell me {word}"}] for word in ("red", "old bird", "green", "small", "a story")
@@ -64,7 +73,7 @@ def run(given: dict[str, Any], tmp_path: Path) -> tuple[list[dict[str, Any]], di
     path.write_text(json.dumps(given))
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-m", "engine.run", str(path)], cwd=root, text=True, capture_output=True, timeout=900,
+        [sys.executable, "-m", "engine.run", str(path)], cwd=root, text=True, capture_output=True, timeout=1800,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -85,7 +94,35 @@ def shared(zero: int, **more: Any) -> dict[str, Any]:
     return {"launcher": "deepspeed", "processes": 2, "zero": zero, **more}
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.fixture
+def online(store: Store, policy: Path, rewards: list[Path], prompts: Path, examples: Path, tmp_path: Path) -> Any:
+    """`online(out, runtime, **changes)`: the spec of a PPO run; its minibatches of 8 make three micro-batches."""
+    inputs = {
+        "policy": Ref("model", "base", "0" * 16).key,
+        "rewards": [put(store, "model", f"reward-{i}", folder) for i, folder in enumerate(rewards)],
+        "prompts": put(store, "rows", "prompts", prompts),
+        "examples": [put(store, "rows", "demonstrations", examples)],
+    }
+
+    def made(out: str, runtime: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        (tmp_path / out).mkdir()
+        settings: dict[str, Any] = {
+            "iterations": 3, "warmup_batches": 1, "k": 2, "ptx_weight": 0.5, "ptx_batch_size": 5,
+            "tripwires": Tripwires(on_alarm="stop", anchor=1, min_explained=-1e9), **changes,
+        }  # fmt: skip
+        return {
+            "stage": "online", "label": "online", "recipe": recipe(**settings).model_dump(mode="json"), "store": store.url,
+            "ref": Ref("model", out, "1" * 16).key, "inputs": inputs, "out": str(tmp_path / out),
+            "runtime": {"train_rows": 3, "score_rows": 16, "sample_rows": 16, **runtime},
+        }  # fmt: skip
+
+    return made
+
+
+IN_CI = [0, 1, pytest.param(2, marks=pytest.mark.slow_short), pytest.param(3, marks=pytest.mark.slow_short)]
+
+
+@pytest.mark.parametrize("zero", IN_CI)
 def test_two_processes_equal_one(zero: int, store: Store, tmp_path: Path) -> None:  # T51, T52, T53
     plain = run(spec(store, tmp_path / "plain", "train", {}, {}), tmp_path)
     two = run(spec(store, tmp_path / "two", "train", {}, shared(zero)), tmp_path)
@@ -120,3 +157,44 @@ def test_save_points_resume_in_another_layout(
     assert point is not None and point.step == 2
     resumed = spec(store, tmp_path / "resumed", "train", changes, second) | {"ref": begun["ref"]}
     equal(plain, run(resumed, tmp_path), curve=1e-5, weights=1e-5)
+
+
+@pytest.mark.parametrize("zero", IN_CI)
+def test_the_online_loop_shares_rollouts_and_steps(zero: int, online: Any, tmp_path: Path) -> None:  # T51, T52, T61
+    """Policy, critic, language-model term, anchors: the curve and the weights of two processes are those of one."""
+    plain = run(online("plain", {}), tmp_path)
+    two = run(online("two", shared(zero)), tmp_path)
+    assert {"score", "kl", "policy_norm", "critic_norm", "value_loss", "ptx_nll", "ratio_max"} <= set(plain[0][-1])
+    equal(plain, two, curve=1e-4, weights=1e-5)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_an_alarm_brings_all_processes_back_to_the_anchor(zero: int, online: Any, tmp_path: Path) -> None:
+    """The critic of random rewards is worse than a constant: the run stops and publishes the anchor's weights."""
+    wires = {"tripwires": Tripwires(on_alarm="stop", anchor=1, min_explained=-0.1)}
+    plain = run(online("plain", {}, **wires), tmp_path)
+    two = run(online("two", shared(zero), **wires), tmp_path)
+    for name in ("plain", "two"):
+        assert list((tmp_path / name).glob("alarm-*.json"))
+    equal(plain, two, curve=1e-4, weights=1e-5)
+
+
+def test_the_online_loop_learns_the_same_in_bfloat16_with_offload(online: Any, tmp_path: Path) -> None:
+    half = {"dtype": "bfloat16", "iterations": 1, "warmup_batches": 0}
+    plain = run(online("plain", {}, **half), tmp_path)
+    two = run(online("two", shared(3, offload=True), **half), tmp_path)
+    for name in ("score", "policy_norm", "value_loss", "ptx_nll"):
+        assert two[0][0][name] == pytest.approx(plain[0][0][name], rel=0.1), name
+
+
+@pytest.mark.parametrize("first, second", [(shared(3), {}), ({}, shared(2))])
+def test_online_save_points_resume_in_another_layout(
+    first: dict[str, Any], second: dict[str, Any], online: Any, store: Store, tmp_path: Path
+) -> None:
+    plain = run(online("plain", {}), tmp_path)
+    begun = online("begun", {**first, "save_steps": 2})
+    run(begun, tmp_path)
+    point = store.save_points(Ref.parse(begun["ref"])).latest()
+    assert point is not None and point.step == 2
+    resumed = online("resumed", second) | {"ref": begun["ref"]}
+    equal(plain, run(resumed, tmp_path), curve=1e-4, weights=1e-5)

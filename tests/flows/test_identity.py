@@ -39,6 +39,7 @@ def test_plan_lays_out_the_whole_campaign_before_anything_exists(tmp_path: Path,
 def test_runtime_never_names_a_result(tmp_path: Path, raw: dict[str, Any], field: str) -> None:
     other = {
         "store": "file:///elsewhere", "device": "cuda", "launcher": "deepspeed", "zero": 2, "offload": True,
+        "attention": "flex",
         "sampler": "vllm", "require_cas": True, "trackers": ["mlflow"],
     }.get(field, 7)  # fmt: skip
     before = _names(tmp_path, raw)
