@@ -191,11 +191,11 @@ def main(arguments: Sequence[str]) -> int:
         with quiet():
             print(json.dumps(evaluate(given.suite, given.model, given.reference, given.rows, say), allow_nan=False))
         return 0
-    except (StageError, OSError, ValueError) as error:
-        print(
-            f"\nerror: {' '.join(str(error).split())}" if sys.stderr.isatty() else " ".join(str(error).split()),
-            file=sys.stderr,
-        )
+    except Exception as error:  # a stranger's model, template or file can fail in any way: one line, whatever it is
+        known = isinstance(error, (StageError, OSError, ValueError))
+        text = " ".join(str(error).split())
+        text = text if known else f"{given.model.name}: {type(error).__name__}: {text}"
+        print(f"\nerror: {text}" if sys.stderr.isatty() else text, file=sys.stderr)
         return 2
 
 

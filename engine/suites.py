@@ -200,8 +200,11 @@ def second(
     """RewardBench 2: best of several, ties sharing the credit; the domain Ties by its own rule; plain mean of domains."""
     there = {name.casefold() for name in groups}
     missing = [name for name in SECOND if name.casefold() not in there]
-    if missing and len(missing) < len(SECOND):
+    ours = len(missing) < len(SECOND)  # none of its domains: a best-of-several set of somebody's own
+    if ours and missing:
         raise StageError(f"RewardBench 2 needs all of its domains; missing {', '.join(missing)}")
+    if ours and (unknown := sorted(there - {name.casefold() for name in SECOND})):
+        raise StageError(f"RewardBench 2 has no domain {', '.join(unknown)}; want {', '.join(SECOND)}")
     found = {}
     for name, group in groups.items():
         if name.casefold() == "ties":
@@ -209,7 +212,12 @@ def second(
         else:
             found[name] = float(np.mean([best_of(scores[i]) for i in group]))
     counts = {name: len(group) for name, group in groups.items()}
-    return {"suite": "RewardBench 2", "subsets": found, "counts": counts, "score": sum(found.values()) / len(found)}
+    return {
+        "suite": "RewardBench 2" if ours else "best of several",
+        "subsets": found,
+        "counts": counts,
+        "score": sum(found.values()) / len(found),
+    }
 
 
 def best_of(scores: Sequence[float]) -> float:

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from configs.recipes import Template
@@ -208,7 +209,10 @@ class Chat:
                 hidden.append(content)
                 content = _SENTINEL.format(len(hidden) - 1)
             shown.append({"role": message["role"], "content": content})
-        text = str(self.tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=True))
+        try:
+            text = str(self.tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:  # it is rendered in a sandbox, which refuses what is not data
+            raise StageError(f"the tokenizer's chat template fails: {' '.join(str(error).split())}") from error
         ids: list[int] = []
         for number, content in enumerate(hidden):
             before, _, text = text.partition(_SENTINEL.format(number))

@@ -106,9 +106,7 @@ def _look(run: Run, plan: Refresh, standing: Standing, known: Sequence[Entry], b
 def _packed(run: Run, plan: Refresh, standing: Standing, i: int, rows: Artifact) -> Artifact:
     """One of the corpora that the campaign's base was trained on, in the order in which it was read then."""
     recipe = plan.pack.model_copy(update={"seed": standing.seed_of_base(plan.pack.seed)})
-    return once(
-        run, f"r0-pack-{i}", lambda label: pack(run, label, recipe, documents=rows, tokenizer=standing.base)
-    )
+    return once(run, f"r0-pack-{i}", lambda label: pack(run, label, recipe, documents=rows, tokenizer=standing.base))
 
 
 def _measure(run: Run, plan: Refresh, name: str, models: Sequence[Artifact], corpora: Sequence[Artifact]) -> Artifact:

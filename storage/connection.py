@@ -17,6 +17,7 @@ from storage.errors import Refused
 from storage.transfer import PART, STREAMS
 
 # Any in this file: the arguments of an untyped library.
+READ_TIMEOUT = 60.0  # seconds without a byte after which a request is tried again
 _SSE_KMS = {"ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext", "BucketKeyEnabled"}
 _SSE = frozenset({*_SSE_KMS, "SSECustomerAlgorithm", "SSECustomerKey"})
 
@@ -59,7 +60,7 @@ def settings() -> dict[str, Any]:
         # One attempt, since the loop in retry.py repeats: botocore's backoff draws from the global random generator.
         "retries": {"mode": "legacy", "total_max_attempts": 1},
         "connect_timeout": 5,
-        "read_timeout": 60,
+        "read_timeout": READ_TIMEOUT,
     }
     if endpoint is not None and not _check_endpoint(endpoint).endswith(".amazonaws.com"):
         region = region or "us-east-1"

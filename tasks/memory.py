@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 KNOBS = {
-    **dict.fromkeys(("pretrain", "train", "reward", "online"), "train_rows"),
+    **dict.fromkeys(("pretrain", "continuing", "train", "reward", "online"), "train_rows"),
     **dict.fromkeys(("annotate", "probe", "sample", "evaluate"), "sample_rows"),
-    "score": "score_rows",
+    **dict.fromkeys(("score", "certify", "compare", "matrix", "measure"), "score_rows"),
 }  # runtime setting by stage; the others hold no batch of a model
 GIB = {"KiB": 2.0**-20, "MiB": 2.0**-10, "GiB": 1.0, "TiB": 2.0**10}
 _AMOUNT = r"([\d.]+) (KiB|MiB|GiB|TiB)"

@@ -40,6 +40,7 @@ class Proxy:
         self.rule: Rule = rule or (lambda index, method, path: None)
         self.faults: Counter[str] = Counter()
         self.requests = 0
+        self.hang = 1.5  # seconds without an answer; tests let the client wait less
         self.mutate: Callable[[bytes], bytes] = _flipped
         self.target: int | None = None  # the process that "kill_before" and "kill_after" end
         self._lock = threading.Lock()
@@ -101,6 +102,9 @@ class Proxy:
                     return self._kill()
                 if fault == "slow":
                     time.sleep(0.3)
+                if fault == "hang":  # longer than the client waits
+                    time.sleep(proxy.hang)
+                    return self._reset()
                 if fault == "flip_request" and body:
                     body = _flipped(body)
                 status, headers, answer = self._forward(body)

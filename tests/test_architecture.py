@@ -63,25 +63,74 @@ def test_world_is_entered_through_its_doors_only() -> None:
             assert str(path.relative_to(ROOT)) in DOORS["world"], path
 
 
+OWN = {
+    "random": {"Random", "SystemRandom"},
+    "numpy.random": {"Generator", "default_rng", "PCG64", "Philox", "SeedSequence"},
+}
+
+
+def _global_draws(tree: ast.Module) -> list[str]:
+    """Uses of the generators that `random` and `numpy.random` share with everybody, under whatever name they are imported."""
+    names, found = {"np.random": "numpy.random", "numpy.random": "numpy.random"}, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.asname or alias.name: alias.name for alias in node.names if alias.name in OWN}
+            names |= {f"{a.asname or a.name}.random": "numpy.random" for a in node.names if a.name == "numpy"}
+        elif isinstance(node, ast.ImportFrom) and node.module == "numpy":
+            names |= {alias.asname or alias.name: "numpy.random" for alias in node.names if alias.name == "random"}
+        elif isinstance(node, ast.ImportFrom) and node.module in OWN:
+            found += [f"{node.lineno}: {a.name} of {node.module}" for a in node.names if a.name not in OWN[node.module]]
+    for node in ast.walk(tree):
+        module = names.get(ast.unparse(node.value)) if isinstance(node, ast.Attribute) else None
+        if isinstance(node, ast.Attribute) and module and node.attr not in OWN[module]:
+            found.append(f"{node.lineno}: {module}.{node.attr}")
+    return found
+
+
 def test_nobody_draws_from_a_global_generator() -> None:
-    """A storage retry draws from `random`; sharing that generator changed trained weights (RELIABILITY finding 1)."""
+    """A storage retry draws from `random`; sharing that generator changed trained weights."""
     found = []
     for room in MAY:
         for path in _files(room):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                    if node.value.id == "random" and node.attr not in {"Random", "SystemRandom"}:
-                        found.append(f"{path.relative_to(ROOT)}:{node.lineno}: random.{node.attr}")
-                elif (
-                    isinstance(node, ast.Attribute)
-                    and isinstance(node.value, ast.Attribute)
-                    and node.value.attr == "random"
-                    and isinstance(node.value.value, ast.Name)
-                    and node.value.value.id in {"np", "numpy"}
-                    and node.attr not in {"Generator", "default_rng", "PCG64", "Philox", "SeedSequence"}
-                ):
-                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}: np.random.{node.attr}")
+            found += [f"{path.relative_to(ROOT)}:{use}" for use in _global_draws(ast.parse(path.read_text()))]
     assert not found, found
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("import random\nrandom.random()", 1),
+        ("import random as r\nr.choice([1])", 1),
+        ("from random import choice, Random", 1),
+        ("import numpy as n\nn.random.rand(2)", 1),
+        ("from numpy.random import rand", 1),
+        ("from numpy import random\nrandom.shuffle(x)", 1),
+        ("import random\nrandom.Random(3).random()", 0),
+        ("import numpy as np\nnp.random.default_rng(3).random()", 0),
+    ],
+)
+def test_the_lint_of_generators_knows_every_way_to_import_them(text: str, count: int) -> None:
+    assert len(_global_draws(ast.parse(text))) == count
+
+
+def test_prefect_keeps_and_reads_no_result() -> None:
+    """A result record that somebody plants in Prefect's storage runs code when it is read: nothing may ask for one."""
+    found = 0
+    for room in ("flows", "tasks"):
+        for path in _files(room):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(node, ast.FunctionDef):
+                    continue
+                for mark in node.decorator_list:
+                    kind = ast.unparse(mark.func if isinstance(mark, ast.Call) else mark)
+                    if kind not in ("flow", "task", "prefect.flow", "prefect.task"):
+                        continue
+                    found += 1
+                    given = {k.arg: ast.unparse(k.value) for k in mark.keywords} if isinstance(mark, ast.Call) else {}
+                    place = f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+                    assert given.get("persist_result") == "False", place
+                    assert kind.endswith("flow") or given.get("cache_policy") == "NO_CACHE", place
+    assert found >= 6
 
 
 def test_nobody_reads_or_writes_pickles() -> None:

@@ -1,4 +1,4 @@
-"""engine.ingest: validated, mixed and split rows (traps T63, T77; issue 2 point 9)."""
+"""engine.ingest: validated, mixed and split rows (traps T63, T77)."""
 
 import json
 import os

@@ -69,6 +69,10 @@ def test_a_missing_subset_is_an_error_and_not_a_bad_score(gone: str) -> None:  #
     ]
     with pytest.raises(StageError, match="needs all of its domains; missing Ties"):
         score(domains, [[1.0, 0, 0, 0]] * 5)
+    every = [*domains, question("tied:1", "Ties", 3, 2), question("ref:1", "Ties", 2), question("q9", "Poetry", 4)]
+    with pytest.raises(StageError, match="has no domain poetry"):
+        score(every, [[1.0] * len(q.responses) for q in every])
+    assert score([question("q9", "Poetry", 4)], [[1.0, 0, 0, 0]])["suite"] == "best of several"
 
 
 def test_equal_scores_are_wrong_in_the_first_and_share_in_the_second() -> None:

@@ -98,6 +98,18 @@ def test_tokenizer_template_is_used_and_cannot_be_injected() -> None:
     assert tokenizer.decode(chat.example_ids(talk)[0]) == tokenizer.apply_chat_template(talk, tokenize=False)
 
 
+def test_a_hostile_template_runs_nothing(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer()
+    target = tmp_path / "owned"
+    tokenizer.chat_template = (
+        "{% for c in ().__class__.__base__.__subclasses__() %}{% if c.__name__ == 'Popen' %}"
+        f"{{{{ c(['touch', '{target}']).wait() }}}}{{% endif %}}{{% endfor %}}"
+    )
+    with pytest.raises(StageError, match="chat template"):
+        make_chat(tokenizer, Template(kind="tokenizer")).prompt_ids([USER])
+    assert not target.exists()
+
+
 @pytest.mark.skipif(not STORIES.exists(), reason="no stories260K beside the project")
 def test_metaspace_tokenizer_round_trips() -> None:
     tokenizer = AutoTokenizer.from_pretrained(STORIES, pad_token="<unk>")

@@ -8,7 +8,7 @@ import pytest
 from faultproxy import FLIPS, KINDS, Proxy, random_rule
 from scenario import CAMPAIGN, REF, STEPS, check_nothing_torn, expected_root, in_child, run_stage
 
-from storage import AlreadyExists, NotFound, Ref, Unwritable, open_store, sha256_file
+from storage import AlreadyExists, NotFound, Ref, Unwritable, connection, open_store, sha256_file
 from storage.verify import verify
 
 pytestmark = [pytest.mark.s3, pytest.mark.parametrize("s3_server", ["rclone", "moto"], indirect=True)]
@@ -51,6 +51,16 @@ def test_flipped_bits_both_ways(s3_server, proxy, tmp_path, tally):
     run_stage(url, tmp_path / "cache", tmp_path / "log")
     tally(f"flipped bits to and from {s3_server.name}", proxy.requests, f"requests, {proxy.faults.total()} faults")
     assert proxy.faults["flip_request"] + proxy.faults["flip_response"] > 3
+    check_result(url, tmp_path, proxy, tmp_path / "log")
+
+
+def test_requests_that_are_never_answered(s3_server, proxy, tmp_path, monkeypatch, tally):
+    monkeypatch.setattr(connection, "READ_TIMEOUT", 1.0)  # the proxy is silent for 1.5 s, then drops the connection
+    url = s3_server.url()
+    proxy.rule = lambda index, method, path: "hang" if index % 20 == 7 else None
+    run_stage(url, tmp_path / "cache", tmp_path / "log")
+    tally(f"requests to {s3_server.name} that time out", proxy.faults["hang"], f"of {proxy.requests}")
+    assert proxy.faults["hang"] >= 4
     check_result(url, tmp_path, proxy, tmp_path / "log")
 
 

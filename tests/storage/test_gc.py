@@ -232,6 +232,20 @@ def test_random_dags_keep_exactly_what_is_reachable(data):
             store.fetch(ref(number))
 
 
+@pytest.mark.s3
+@pytest.mark.parametrize("s3_server", ["moto"], indirect=True)  # rclone keeps no list of uploads
+def test_an_upload_whose_writer_died_is_aborted(s3_server, tmp_path):
+    store = open_store(s3_server.url(), cache=tmp_path / "c")
+    make(store, 1)
+    store.campaign("c", DIGEST).note("a", ref(1))
+    begun = store.backend._object("create_multipart_upload", f"artifacts/{ref(1).key}/dead/model.safetensors")
+    assert begun["UploadId"] and store.backend.abandoned(-100, remove=False) == 1
+    assert sweep(store, grace=-100, dry_run=True).uploads == 1 and store.backend.abandoned(-100, remove=False) == 1
+    assert sweep(store, grace=-100, dry_run=False).uploads == 1 and store.backend.abandoned(-100, remove=False) == 0
+    store.fetch(ref(1))
+    store.close()
+
+
 def test_leftovers_of_killed_writers_go(tmp_path):
     store = open_store(tmp_path / "s", cache=tmp_path / "c")
     make(store, 1)

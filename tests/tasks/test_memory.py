@@ -1,8 +1,11 @@
 """A stage without memory says which micro-batch would fit."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from tasks.memory import advice, ran_out
+from tasks.memory import KNOBS, advice, ran_out
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 9.10 GiB is free. "
@@ -40,3 +43,16 @@ def test_what_torch_says_on_a_cpu_is_known() -> None:
     assert "1048576.0 GiB more wanted" in advice(spec(), str(caught.value))
     assert ran_out(torch.OutOfMemoryError.__name__, "CUDA out of memory.") and ran_out("MemoryError", "")
     assert not ran_out("StageError", "loss nan at step 2: not finite")
+
+
+def test_every_stage_with_batches_of_a_model_is_told_its_own_setting() -> None:
+    """Whoever reads runtime.train_rows, score_rows or sample_rows, itself or through another file, has an entry."""
+    engine = Path(__file__).parents[2] / "engine"
+    stages = {p.stem for p in engine.glob("*.py") if "def run(job" in p.read_text() and ".runtime." in p.read_text()}
+    reading = {
+        name for name in stages if re.search(r"\.(train|score|sample)_rows", (engine / f"{name}.py").read_text())
+    }
+    assert {"compare", "matrix", "measure", "continuing"} <= reading
+    assert reading <= set(KNOBS)
+    for stage, knob in KNOBS.items():
+        assert f"runtime.{knob}" in advice({**spec(stage), "runtime": {knob: 8}}, CUDA)
