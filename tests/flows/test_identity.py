@@ -29,7 +29,7 @@ def raw() -> dict[str, Any]:
 
 def test_plan_lays_out_the_whole_campaign_before_anything_exists(tmp_path: Path, raw: dict[str, Any]) -> None:
     labels = list(_names(tmp_path, raw))
-    assert labels[:4] == ["documents", "prompts", "demonstrations", "base"]
+    assert labels[:5] == ["documents", "prompts", "demonstrations", "leakage", "base"]
     for label in ("v0", "r1-annotate", "r1-helpfulness", "r1-safety", "r1-sample", "r1-score", "r1-select", "v1", "v2"):
         assert label in labels
     assert labels[-1] == "compare"
