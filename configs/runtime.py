@@ -6,6 +6,8 @@ from pydantic import Field
 
 from configs.fields import Count, Natural, Positive, Strict
 
+SERVED = ("sample", "probe")  # stages whose policy does not change while they run: another program may serve it
+
 
 class Runtime(Strict):
     """One machine's or one cluster's way of running stages."""
@@ -24,7 +26,12 @@ class Runtime(Strict):
     processes: Count = 1
     zero: Literal[0, 1, 2, 3] = 0
     offload: bool = False
-    sampler: Literal["builtin", "vllm"] = "builtin"
+    sampler: Literal["builtin", "vllm"] = "builtin"  # of the stages in SERVED; the others sample by themselves
+    vllm: str = (
+        ".venv-vllm/bin/python"  # python of vLLM's own environment, or the URL of a server that serves the policy
+    )
+    vllm_devices: Count = 1  # over which one vLLM server spreads a model
+    vllm_options: tuple[str, ...] = ()  # more arguments of its command line
     trackers: tuple[Literal["wandb", "mlflow"], ...] = ()  # beside TensorBoard's files, by libraries that you install
     lease_ttl: Positive = 90.0
     lease_beat: Positive = 20.0

@@ -28,6 +28,7 @@ class Job:
     out: Path
     runtime: Runtime
     saves: SavePoints | None = None
+    spec: Mapping[str, Any] = field(default_factory=dict)  # what the job was opened from, for processes that share it
     rows: list[dict[str, Any]] = field(default_factory=list)  # metric rows so far
     _last_save: float = field(default_factory=time.monotonic)  # when its snapshot was taken
     _last_progress: float = 0.0
@@ -68,6 +69,10 @@ class Job:
         row = {"step": step, **{k: float(v) for k, v in values.items()}}
         self.rows.append(row)
         self._say(event="metrics", **row)
+
+    def shard(self, number: int, counts: Mapping[str, int], files: Sequence[str]) -> None:
+        """Tell whoever shares the stage out that one of its shards is finished."""
+        self._say(event="shard", number=number, counts=dict(counts), files=list(files))
 
     def log(self, text: str) -> None:
         """One line for the people who watch the run."""

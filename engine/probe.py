@@ -7,9 +7,8 @@ from typing import Any
 from configs.recipes import Probe
 from engine.drawing import draw, fit, keep, restore, rows_at
 from engine.errors import StageError
-from engine.generate import generate
 from engine.job import Job
-from engine.models import load_policy
+from engine.sampler import Sampler, sampler_for
 from engine.scoring import Scorer, combine, load_scorers, score_all
 from engine.statistics import best_of_n, self_bleu
 from engine.template import load_chat
@@ -25,7 +24,7 @@ def run(job: Job) -> dict[str, Any]:
     """
     recipe: Probe = job.recipe
     folder = job.folder("policy")
-    chat, model = load_chat(folder), load_policy(folder, job.runtime)
+    chat = load_chat(folder)
     scorers = load_scorers(job.folders("rewards"), job.runtime, chat.fingerprint)
     prompts = job.folder("prompts") / "rows.parquet"
     places = draw(prompts, recipe.prompts, seed=recipe.seed, stream="probe")
@@ -36,11 +35,12 @@ def run(job: Job) -> dict[str, Any]:
         )
     _, counts = restore(job, job.out)
     curve: list[dict[str, Any]] = list(counts.get("curve", []))
-    for number in range(len(curve), len(recipe.temperatures)):
-        curve.append(_point(job, recipe, model, chat, scorers, kept, recipe.temperatures[number]))
-        job.progress(number + 1, len(recipe.temperatures), "temperature")
-        if number + 1 < len(recipe.temperatures) and job.should_save(number + 1):
-            keep(job, job.out, number + 1, {"curve": curve})
+    with sampler_for(job, folder, chat, recipe.limits) as ask:
+        for number in range(len(curve), len(recipe.temperatures)):
+            curve.append(_point(job, recipe, ask, chat, scorers, kept, recipe.temperatures[number]))
+            job.progress(number + 1, len(recipe.temperatures), "temperature")
+            if number + 1 < len(recipe.temperatures) and job.should_save(number + 1):
+                keep(job, job.out, number + 1, {"curve": curve})
     best = max(curve, key=lambda point: (point["expected_max"], -point["temperature"]))
     found = {
         "temperature": best["temperature"],
@@ -54,13 +54,11 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _point(
-    job: Job, recipe: Probe, model: Any, chat: Any, scorers: list[Scorer], kept: list[Any], temperature: float
+    job: Job, recipe: Probe, ask: Sampler, chat: Any, scorers: list[Scorer], kept: list[Any], temperature: float
 ) -> dict[str, Any]:
     """One temperature: the mean over prompts of the expected best score of 1, 2, 4 .. K responses, and how they look."""
     asked = [(row, ids, k) for row, ids in kept for k in range(recipe.k)]
-    found = generate(
-        model,
-        chat,
+    found = ask(
         [ids for _, ids, _ in asked],
         [(row["id"], k) for row, _, k in asked],
         seed=recipe.seed,

@@ -65,6 +65,7 @@ def open_job(spec: dict[str, Any]) -> Job:
         out=Path(spec["out"]),
         runtime=Runtime.model_validate(spec["runtime"]),
         saves=_saves(store, spec) if spec.get("save", True) else None,
+        spec=spec,
     )
 
 
@@ -78,8 +79,6 @@ def settle(runtime: Runtime, seed: int) -> None:
     """Make this process's arithmetic repeatable: threads, seed, deterministic kernels."""
     import torch
 
-    if runtime.sampler != "builtin":
-        raise ValueError(f"runtime.sampler is {runtime.sampler}, which this version cannot run; set it to builtin")
     torch.set_num_threads(runtime.threads)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _ROOMS = ("engine", "methods", "world")  # what decides results; storage and configs only carry them
-_BOUNDARY = {"engine.run", "engine.job", "engine.forkserver", "engine.chat"}  # start and watch the work
+_BOUNDARY = {
+    f"engine.{name}" for name in ("run", "job", "forkserver", "chat", "workers", "places", "cluster", "lifeline")
+}  # start and watch the work
 
 
 def stage_code(stage: str, methods: Iterable[str] = ()) -> str:

@@ -16,6 +16,7 @@ from configs import Campaign, ConfigError, Runtime
 from configs.fields import Strict
 from configs.recipes import Score
 from storage import CampaignRecord, Ref, Store, digest, install_redactor, open_store
+from tasks.extras import check_extras
 from tasks.stage import Listener, Made, Stage, produce
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class Run:
     ) -> None:
         if until is not None and until not in campaign.stops():
             raise ConfigError(f"until {until!r}: {campaign.name} can stop at {', '.join(campaign.stops())}")
+        if mode != "plan":
+            check_extras(runtime)
         self.campaign, self.store, self.runtime = campaign, store, runtime
         self.mode, self.until, self.listen = mode, until, listen
         self.artifacts: dict[str, Artifact] = {}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.fields import Strict
-from configs.runtime import Runtime
+from configs.runtime import SERVED, Runtime
 from storage import Lease, LeaseLost, Manifest, Ref, SavePoint, Store, digest
 from tasks.code import stage_code
 from tasks.launch import Event, OutOfMemory, StageFailed, run_stage
@@ -157,6 +157,8 @@ def produce(
 def _work(
     stage: Stage, store: Store, runtime: Runtime, lease: Lease, listen: Listener, cancelled: Callable[[], bool]
 ) -> Manifest:
+    if stage.work not in SERVED:  # recorded as it is done
+        runtime = runtime.model_copy(update={"sampler": "builtin"})
     draft = store.draft(stage.ref)
     beside = draft.path / "_beside"
     beside.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import torch
 
 from configs.recipes import Limits, Sample
 from configs.runtime import Runtime
-from engine import sample
+from engine import sample, sampler
 from engine.batches import collate
 from engine.drawing import fingerprint
 from engine.errors import StageError
@@ -96,7 +96,7 @@ def test_a_killed_stage_continues_at_its_last_shard(
     whole = make_job("sample", recipe(), out="whole", policy=policy, prompts=prompts)
     summary = sample.run(whole)
     whole.finish()
-    calls, real = [0], sample.generate
+    calls, real = [0], sampler.generate
 
     def counted(*args: Any, **settings: Any) -> Any:
         calls[0] += 1
@@ -104,7 +104,7 @@ def test_a_killed_stage_continues_at_its_last_shard(
             raise Killed
         return real(*args, **settings)
 
-    monkeypatch.setattr(sample, "generate", counted)
+    monkeypatch.setattr(sampler, "generate", counted)
     with pytest.raises(Killed):
         sample.run(make_job("sample", recipe(), out="first", saves=save_points(), policy=policy, prompts=prompts))
     again = make_job("sample", recipe(), out="second", saves=save_points(), policy=policy, prompts=prompts)

@@ -41,6 +41,7 @@ def test_runtime_never_names_a_result(tmp_path: Path, raw: dict[str, Any], field
         "store": "file:///elsewhere", "device": "cuda", "launcher": "deepspeed", "zero": 2, "offload": True,
         "attention": "flex",
         "sampler": "vllm", "require_cas": True, "trackers": ["mlflow"],
+        "vllm": "/usr/bin/python3", "vllm_options": ["--enforce-eager"],
     }.get(field, 7)  # fmt: skip
     before = _names(tmp_path, raw)
     raw["runtime"] = {**raw["runtime"], field: other}
