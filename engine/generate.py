@@ -138,18 +138,26 @@ def pick(logits: Tensor, numbers: Tensor, temperature: float) -> tuple[Tensor, T
     )
     if whole < size:
         sums = torch.cat([sums, weights[:, whole:].sum(-1, dtype=torch.float64, keepdim=True)], 1)
-    edges = sums.cumsum(-1)
+    edges = _running(sums)
     total = edges[:, -1]
     target = numbers * total
     block = (edges <= target[:, None]).sum(-1).clamp_(max=sums.shape[1] - 1)[:, None]
     columns = block * BLOCK + torch.arange(BLOCK, device=logits.device)
     inside = weights.gather(1, columns.clamp(max=size - 1)).double().masked_fill_(columns >= size, 0.0)
-    steps = inside.cumsum(-1)
+    steps = _running(inside)
     # Rounding may put the rest at the block's end or beyond: then the last token with weight is the one.
     rest = (target[:, None] - edges.gather(1, block) + sums.gather(1, block)).clamp_(min=0.0)
     rest = torch.minimum(rest, torch.nextafter(steps[:, -1:], torch.zeros_like(rest)))
     place = (steps <= rest).sum(-1, keepdim=True).clamp_(max=BLOCK - 1)
     return columns.gather(1, place)[:, 0], (inside.gather(1, place)[:, 0].log() - total.log()).float()
+
+
+def _running(values: Tensor) -> Tensor:
+    """Running sums along the last dimension. CUDA has no deterministic scan of floats: there they are a product."""
+    if values.device.type == "cpu":
+        return values.cumsum(-1)
+    count = values.shape[-1]
+    return values @ values.new_ones(count, count).triu()
 
 
 def _check(model: Any, prompts: Sequence[Sequence[int]], keys: Sequence[Key], max_new_tokens: int) -> None:

@@ -170,7 +170,7 @@ class Plain(Alone):
     def _start_moments(self, updates: int) -> None:
         for _, parameter in self._named:
             self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(updates)),
+                "step": torch.tensor(float(updates), device=parameter.device),  # where the fused kernel reads it
                 "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                 "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
             }

@@ -342,3 +342,22 @@ def test_the_models_mode_is_left_as_it_was(llama: Any) -> None:
         assert llama.training
     finally:
         llama.eval()
+
+
+def test_a_token_is_drawn_without_what_cuda_refuses() -> None:
+    """Every stage sets torch's deterministic mode, in which CUDA has no running sum of floats."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    used = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            used.append((func, args[0].dtype if args and isinstance(args[0], torch.Tensor) else None))
+            return func(*args, **(kwargs or {}))
+
+    elsewhere = {"device": "meta"}  # any device that is no CPU takes the same way
+    with Watch():
+        pick(torch.empty(3, 200, **elsewhere), torch.empty(3, dtype=torch.float64, **elsewhere), 1.0)
+    assert used and not [f for f, dtype in used if f is torch.ops.aten.cumsum.default and dtype.is_floating_point]
+    values = torch.rand(4, 70, dtype=torch.float64)
+    assert torch.allclose(values @ torch.ones(70, 70, dtype=torch.float64).triu(), values.cumsum(-1))
