@@ -72,7 +72,7 @@ def serve(
 def command(folder: Path, runtime: Runtime, port: int, room: int) -> list[str]:
     """What starts the server: nothing of the model's generation config, log-probs as sampled from, `room` tokens a row."""
     found = [
-        runtime.vllm, "-P", "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--served-model-name", "policy",
+        runtime.vllm, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name", "policy",
         "--host", "127.0.0.1", "--port", str(port), "--dtype", stored_dtype(folder), "--generation-config", "vllm",
         "--logprobs-mode", "processed_logprobs", "--max-num-seqs", str(min(runtime.sample_rows, MOST_AT_ONCE)),
         "--max-model-len", str(min(room, positions(folder))), "--tensor-parallel-size", str(runtime.vllm_devices),

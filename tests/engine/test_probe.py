@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from configs.recipes import Limits, Probe
-from engine import probe
+from engine import probe, sampler
 
 LIMITS = Limits(prompt_tokens=90, response_tokens=10)
 RECIPE = Probe(temperatures=(0.05, 1.0, 1.7), prompts=10, k=4, limits=LIMITS)
@@ -46,7 +46,7 @@ def test_a_killed_probe_continues(
 ) -> None:  # fmt: skip
     given = {"policy": policy, "prompts": prompts, "rewards": rewards}
     whole = probe.run(make_job("probe", RECIPE, out="whole", **given))
-    calls, real = [0], probe.generate
+    calls, real = [0], sampler.generate
 
     def counted(*args: Any, **settings: Any) -> Any:
         calls[0] += 1
@@ -54,7 +54,7 @@ def test_a_killed_probe_continues(
             raise KeyboardInterrupt
         return real(*args, **settings)
 
-    monkeypatch.setattr(probe, "generate", counted)
+    monkeypatch.setattr(sampler, "generate", counted)
     each = {"runtime": {"save_steps": 1}}
     with pytest.raises(KeyboardInterrupt):
         probe.run(make_job("probe", RECIPE, out="first", saves=save_points(), **given, **each))

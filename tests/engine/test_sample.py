@@ -105,8 +105,10 @@ def test_a_killed_stage_continues_at_its_last_shard(
         return real(*args, **settings)
 
     monkeypatch.setattr(sampler, "generate", counted)
+    first = make_job("sample", recipe(), out="first", saves=save_points(), policy=policy, prompts=prompts)
     with pytest.raises(Killed):
-        sample.run(make_job("sample", recipe(), out="first", saves=save_points(), policy=policy, prompts=prompts))
+        sample.run(first)
+    first.close()  # the save point that was being stored
     again = make_job("sample", recipe(), out="second", saves=save_points(), policy=policy, prompts=prompts)
     assert sample.run(again) == summary
     again.finish()

@@ -29,11 +29,12 @@ def commit(store: Store, kind: str, name: str, source: Path) -> str:
 
 
 def sample_spec(store: Store, policy: Path, prompts: Path, out: Path, **runtime: Any) -> dict[str, Any]:
+    """A sampling stage of eight shards, row by row: slow enough to be killed in the middle."""
     out.mkdir()
     return {
         "stage": "sample", "label": "sample", "recipe": RECIPE.model_dump(mode="json"), "store": store.url,
         "inputs": {"policy": commit(store, "model", "policy", policy), "prompts": commit(store, "rows", "prompts", prompts)},
-        "ref": Ref("rows", "sample", "1" * 16).key, "out": str(out), "runtime": {"sample_rows": 1, **runtime},  # slow enough to be killed in the middle
+        "ref": Ref("rows", "sample", "1" * 16).key, "out": str(out), "runtime": {"sample_rows": 1, **runtime},
     }  # fmt: skip
 
 
