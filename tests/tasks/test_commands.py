@@ -45,5 +45,5 @@ def test_mutated_answers(s3_server, tmp_path: Path, tally) -> None:
         proxy.mutate = lambda body: mutated_bytes(body, draw)
         env = {**s3_server.through(proxy.endpoint), "ROUNDHOUSE_STORE": s3_server.url()}
         codes = drive("answers", tmp_path, 50, **env)
-    tally("command line: calls over mutated answers", sum(codes.values()), f"{proxy.faults['mutate']} answers mutated")
+    tally("command line: mutated answers", sum(codes.values()), f"{proxy.faults['mutate']} answers mutated")
     assert proxy.faults["mutate"] > 50
