@@ -99,6 +99,12 @@ def _fits(value: Setting, annotation: str) -> bool:
     return False
 
 
+def shown(value: object) -> str:
+    """What a person gave, as an error shows it: however long it is, the error stays a line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}...{text[-15:]}"
+
+
 def check_config(name: str, config: Mapping[str, Setting], preset: str | None = None) -> None:
     """Check a recipe's `config` against the method's Config.
 
@@ -110,8 +116,8 @@ def check_config(name: str, config: Mapping[str, Setting], preset: str | None = 
         if key not in method.fields:
             near = difflib.get_close_matches(key, method.fields, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(method.fields)}"
-            raise ValueError(f"method {name} has no setting {key!r}{hint}")
+            raise ValueError(f"method {name} has no setting {shown(key)}{hint}")
         if not _fits(value, method.fields[key]):
-            raise ValueError(f"method {name}: {key} must be {method.fields[key]}, found {value!r}")
+            raise ValueError(f"method {name}: {key} must be {method.fields[key]}, found {shown(value)}")
     if preset is not None and preset not in method.presets:
-        raise ValueError(f"method {name} has no preset {preset!r}; it has {', '.join(method.presets) or 'none'}")
+        raise ValueError(f"method {name} has no preset {shown(preset)}; it has {', '.join(method.presets) or 'none'}")

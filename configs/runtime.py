@@ -1,11 +1,12 @@
 """Where and how fast. Nothing here may name a result; what can change its bytes is recorded as numerics."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from configs.fields import Count, Natural, Positive, Strict
 
+Few = Annotated[int, Field(ge=1, le=4096)]  # of what the run keeps in memory or starts at once
 SERVED = ("sample", "probe")  # stages whose policy does not change while they run: another program may serve it
 
 
@@ -14,8 +15,8 @@ class Runtime(Strict):
 
     store: str | None = None  # URL; ROUNDHOUSE_STORE goes before it
     device: Literal["cpu", "cuda"] = "cpu"
-    slots: Count = 2  # stages side by side
-    threads: Count = 1  # CPU threads a stage
+    slots: Few = 2  # stages side by side
+    threads: Few = 1  # CPU threads a stage
     train_rows: Natural = 0  # micro-batch of training in responses; 0 = the whole optimizer step
     score_rows: Count = 256
     sample_rows: Count = 256
@@ -23,14 +24,14 @@ class Runtime(Strict):
     save_steps: Natural = 0  # a save point every so many steps; 0 = by time only
     attention: Literal["dense", "flex"] = "dense"  # masks of packed rows; flex: FlexAttention's blocks, for GPUs
     launcher: Literal["local", "deepspeed", "ray"] = "local"
-    processes: Count = 1
+    processes: Few = 1
     zero: Literal[0, 1, 2, 3] = 0
     offload: bool = False
     sampler: Literal["builtin", "vllm"] = "builtin"  # of the stages in SERVED; the others sample by themselves
     vllm: str = (
         ".venv-vllm/bin/python"  # python of vLLM's own environment, or the URL of a server that serves the policy
     )
-    vllm_devices: Count = 1  # over which one vLLM server spreads a model
+    vllm_devices: Few = 1  # over which one vLLM server spreads a model
     vllm_options: tuple[str, ...] = ()  # more arguments of its command line
     trackers: tuple[Literal["wandb", "mlflow"], ...] = ()  # beside TensorBoard's files, by libraries that you install
     lease_ttl: Positive = 90.0

@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.reliability.__main__ import GOALS, table
 
 
-def _fill(folder: Path, failures: list[str], same: bool, few: int = 0) -> None:
+def _fill(folder: Path, failures: list[str], same: bool, few: int = 0, percent: float = 3.0) -> None:
     (folder / "stages").mkdir()
     works = [name.removeprefix("stage killed: ") for name in GOALS if name.startswith("stage killed")]
     lines: dict[str, list[object]] = {"stages": [], "kills": [], "states": []}
@@ -18,7 +18,7 @@ def _fill(folder: Path, failures: list[str], same: bool, few: int = 0) -> None:
         state = {
             "work": work,
             "points": points,
-            "tried": 5,
+            "tried": 25,
             "elsewhere": 2,
             "repeated": 0,
             "allowed": 1,
@@ -30,7 +30,11 @@ def _fill(folder: Path, failures: list[str], same: bool, few: int = 0) -> None:
     campaign = {"kills": [["worker", 1.0], ["stage", 2.0]] * 50, "same": same, "problem": ""}
     for mode in ("deployed", "local"):
         (folder / f"{mode}.jsonl").write_text(json.dumps(campaign) + "\n")
-    others = {name: least for name, (least, _) in GOALS.items() if not name.startswith(("stage", "campaign"))}
+    cost = {"name": "tiny-0", "stages": 50, "work": 97.0, "storage": 3.0, "percent": percent}
+    (folder / "cost.jsonl").write_text(json.dumps(cost) + "\n")
+    others = {
+        name: least for name, (least, _) in GOALS.items() if not name.startswith(("stage", "campaign", "storage"))
+    }
     tallies = [json.dumps({"check": name, "tried": least - few, "note": ""}) for name, least in others.items()]
     (folder / "test_x.tally").write_text("\n".join(tallies) + "\n")
     counts = {"tests": 3, "failures": 0, "errors": 0, "skipped": 1, "seconds": 60.0}
@@ -41,8 +45,9 @@ def test_what_ended_well_is_counted(tmp_path: Path) -> None:
     _fill(tmp_path, [], True)
     text, good = table(tmp_path)
     assert good
-    states, kills = "5 distinct states of 11 points (9 child, 2 step)", "1 real kills (1 of 9 child, 0 of 2 step)"
-    assert f"| stage killed: train | 6 | 0 | {states}; {kills}; at most 1 steps may be repeated, 1 were |" in text
+    states, kills = "25 distinct states of 11 points (9 child, 2 step)", "1 real kills (1 of 9 child, 0 of 2 step)"
+    assert f"| stage killed: train | 26 | 0 | {states}; {kills}; at most 1 steps may be repeated, 1 were |" in text
+    assert "| storage of a whole run | 50 | 0 | stages of tiny-0: 3.00 of 97 CPU s, 3.00 % |" in text
     assert "50 stage, 50 worker; 1 campaigns, 1 with the undisturbed root" in text
     assert "3 tests in 1 minutes: 0 failed, 1 skipped" in text
 
@@ -51,7 +56,13 @@ def test_a_failure_anywhere_is_told(tmp_path: Path) -> None:
     _fill(tmp_path, ["another root"], False)
     text, good = table(tmp_path)
     assert not good
-    assert "| stage killed: train | 6 | 1 |" in text and "1 campaigns, 0 with" in text
+    assert "| stage killed: train | 26 | 1 |" in text and "1 campaigns, 0 with" in text
+
+
+def test_storage_that_costs_more_than_it_may_is_a_failure(tmp_path: Path) -> None:
+    _fill(tmp_path, [], True, percent=3.001)
+    text, good = table(tmp_path)
+    assert not good and "| storage of a whole run | 50 | 1 |" in text
 
 
 def test_too_few_cases_fail(tmp_path: Path) -> None:

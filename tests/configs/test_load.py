@@ -47,6 +47,11 @@ def test_every_shipped_config_is_valid() -> None:
         ({"sft__method": "sftt"}, "no method 'sftt'"),
         ({"sft__config": {"colour": 1}}, "method sft has no setting 'colour'"),
         ({"online__preset": "llama3"}, "no preset 'llama3'"),
+        ({"online__preset": "A" * 5000}, "no preset 'AAAA"),
+        ({"sft__config": {"colour" * 900: 1}}, "method sft has no setting 'colour"),
+        ({"rewards__safety__config": {"safety_weight": "A" * 5000}}, "safety_weight must be float, found 'AAAA"),
+        ({"runtime__slots": 10**30}, "runtime.slots: "),
+        ({"runtime__threads": 5000}, "runtime.threads: "),
         ({"sample__seed": 3}, "sample.seed: not here"),
         ({"sample__k": 0}, "sample.k: "),
         ({"sft__optimizer": {"learning_rate": float("nan")}}, "sft.optimizer.learning_rate: "),
@@ -61,7 +66,7 @@ def test_mistake_is_told_in_one_line(changes: dict[str, object], wanted: str) ->
         check(_with(**changes), "x.yaml")
     assert wanted in str(caught.value)
     assert str(caught.value).startswith("x.yaml: ")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(

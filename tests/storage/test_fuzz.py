@@ -144,8 +144,8 @@ def test_parquet_rows(tmp_path, tally, count):
         data = mutated_bytes(good, draw)
         path.write_bytes(data[:-4] + b"PAR1" if number % 2 and len(data) > 8 else data)
         try:
-            for found in read_rows(path, "Ranking"):
-                assert found.keys() == row.keys()
+            for found in read_rows(path, "Ranking"):  # of a damaged name only an optional column can be left out
+                assert row.keys() - {"scores", "attributes"} <= found.keys() <= row.keys()
         except StorageError as err:
             refused += 1
             assert "\n" not in str(err) and len(str(err)) < 600 and str(path) in str(err)
