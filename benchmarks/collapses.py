@@ -166,6 +166,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--healthy", type=int, default=60)
+    parser.add_argument(
+        "--first", type=int, default=2000, help="the healthy runs' first seed: no rule was written on it"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -173,7 +176,7 @@ def main() -> None:
             who = cast(root)
             table = delays(who, root, options.seeds)
             cried, rose, rows, alone = 0, 0, 0, Counter[str]()
-            for seed in range(options.healthy):
+            for seed in range(options.first, options.first + options.healthy):
                 job = who.job(healthy(seed), root / f"healthy-{seed}")
                 summary = online.run(job, paid_for(mild))
                 cried += bool(summary["alarms"])
@@ -186,7 +189,10 @@ def main() -> None:
         print(f"| {name} | {rules} | {'; '.join(cells)} |")
     if options.healthy:
         bound = "" if cried else f"; at 95 % at most {100 * false_alarm_bound(options.healthy):.1f} % of runs"
-        print(f"\n{options.healthy} healthy runs ({rose} raised their score): {cried} with an alarm{bound}.")
+        seeds = f"{options.first} to {options.first + options.healthy - 1}"
+        print(
+            f"\n{options.healthy} healthy runs (seeds {seeds}; {rose} raised their score): {cried} with an alarm{bound}."
+        )
         broke = ", ".join(f"{rule} in {count}" for rule, count in sorted(alone.items())) or "none"
         print(f"Of their {rows} iterations these broke a rule alone, without the next one: {broke}.")
 

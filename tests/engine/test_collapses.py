@@ -46,7 +46,9 @@ def who(policy: Path, rewards: list[Path], prompts: Path, tmp_path_factory: pyte
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COLLAPSES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow_short if name == "length exploit" else ()) for name in COLLAPSES]
+)
 def test_a_planted_collapse_is_named_in_time(who: Cast, tmp_path: Path, name: str) -> None:
     score, rules = COLLAPSES[name]
     job = who.job(unheld(), tmp_path)
@@ -58,6 +60,7 @@ def test_a_planted_collapse_is_named_in_time(who: Cast, tmp_path: Path, name: st
 
 
 @pytest.mark.slow
+@pytest.mark.slow_short
 def test_a_loss_that_is_not_finite_is_named_at_once_with_the_evidence(who: Cast, tmp_path: Path) -> None:
     recipe = unheld(config={"reward_scaling": "none"}, iterations=8, tripwires=Tripwires(on_alarm="stop"))
     summary = online.run(who.job(recipe, tmp_path), breaking(BROKEN_AT))
@@ -87,13 +90,14 @@ def test_the_ladder_leaves_a_collapse_with_a_sound_policy(who: Cast, tmp_path: P
 
 
 @pytest.mark.slow
-def test_healthy_runs_raise_no_alarm(who: Cast, tmp_path: Path) -> None:
+@pytest.mark.parametrize("runs", [pytest.param(3, marks=pytest.mark.slow_short), HEALTHY])
+def test_healthy_runs_raise_no_alarm(who: Cast, tmp_path: Path, runs: int) -> None:
     """Runs that learn (a mild rate, the KL in the reward) in 10 iterations of 32 rollouts each."""
     rose, alarms = 0, {}
-    for seed in range(HEALTHY):
+    for seed in range(runs):
         summary = online.run(who.job(healthy(seed), tmp_path / f"seed-{seed}"), paid_for(mild))
         rose += summary["score"] > summary["score_first"]
         if summary["alarms"]:
             alarms[seed] = [(a["rule"], a["step"], a["text"]) for a in summary["alarms"]]
     assert alarms == {}
-    assert rose > 0.75 * HEALTHY  # they are runs that learn, not runs that stand still
+    assert rose > 0.75 * runs  # they are runs that learn, not runs that stand still
