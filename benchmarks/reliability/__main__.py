@@ -25,6 +25,7 @@ from benchmarks.reliability.stages import lines
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
+OVERLAPPED = "stage killed while save points are stored beside its work"
 START, END = "<!-- table: made by python -m benchmarks.reliability -->", "<!-- end of table -->"
 TESTS = [
     f"tests/storage/test_{name}.py" for name in ("kill", "corruption", "faults", "fuzz", "gc", "lease", "full_disk")
@@ -34,6 +35,7 @@ TESTS += [
 ]
 GOALS = {  # check, by the beginning of its name -> (least that must be tried, the goal or what the prototype did)
     **{f"stage killed: {work}": (20, "every point") for work in CHOSEN},
+    OVERLAPPED: (20, "every step"),
     "storage of a whole run": (50, "at most 3 % of its CPU seconds"),
     "campaign: killed under server and worker": (100, "200 in both ways"),
     "campaign: killed under `roundhouse run`": (100, "200 in both ways"),
@@ -120,6 +122,16 @@ def of_stages(results: Path) -> list[tuple[str, int, int, str]]:
     return rows
 
 
+def of_overlapped(results: Path) -> list[tuple[str, int, int, str]]:
+    """The same of the kills of stages whose save points are stored beside the work, all kinds together."""
+    killed = [kill for kill in lines(results / "stages" / "overlapped-kills.jsonl") if kill["killed"]]
+    kinds = ", ".join(f"{count} {work}" for work, count in sorted(Counter(kill["work"] for kill in killed).items()))
+    repeated = max((kill["repeated"] for kill in killed), default=0)
+    failed = sum(bool(kill["failures"]) for kill in killed)
+    note = f"real kills ({kinds}); at most 2 steps may be repeated, {repeated} were"
+    return [(OVERLAPPED, len(killed), failed, note)] if killed else []
+
+
 def of_campaigns(results: Path) -> list[tuple[str, int, int, str]]:
     """The same of the kills of whole campaigns, a row for what was killed."""
     rows = []
@@ -144,7 +156,7 @@ def of_cost(results: Path) -> list[tuple[str, int, int, str]]:
 
 def table(results: Path) -> tuple[str, bool]:
     """The table as Markdown, and whether everything was run as often as it must and ended well."""
-    rows = of_stages(results) + of_campaigns(results) + of_cost(results) + of_tests(results)
+    rows = of_stages(results) + of_overlapped(results) + of_campaigns(results) + of_cost(results) + of_tests(results)
     text = ["| check | tried | failed | of what | goal or prototype |", "|---|---|---|---|---|"]
     good = True
     for check, tried, failed, note in rows:
@@ -189,7 +201,7 @@ def main() -> int:
         command = [sys.executable, "-m", "benchmarks.reliability.campaigns", str(options.results)]
         subprocess.run([*command, "--kills", str(kills), "--seconds", "36000"], cwd=ROOT, check=False)
     if seconds := 36000.0 if everything else options.stages:
-        for part in (["states"], ["stages", "--others", "12"]):
+        for part in (["states"], ["stages", "--others", "12"], ["stages", "--overlapped", "--others", "3"]):
             command = [sys.executable, "-m", f"benchmarks.reliability.{part[0]}", str(options.results / "stages")]
             subprocess.run([*command, *part[1:], "--seconds", str(seconds)], cwd=ROOT, check=False)
     if store := options.cost or (everything and made_run(options.results)):

@@ -42,8 +42,8 @@ from tasks import Run
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 1500.0  # seconds for one run of a campaign of 10 s, on a machine that does much other work
 WEIGHTS = {
-    "deployed": {"worker": 4, "stage": 8, "flow": 1, "host": 1},  # a killed flow's device is free again only after 60 s
-    "local": {"stage": 12, "flow": 1},
+    "deployed": {"worker": 10, "stage": 8, "flow": 3, "host": 3},  # a killed flow's device is free only after 60 s
+    "local": {"stage": 4, "flow": 1},
 }
 MOST = 30  # kills of one campaign; then it may end
 
@@ -251,10 +251,10 @@ def project(folder: Path) -> Iterator[Site]:
         services.down(site, say=lambda line: None)
 
 
-def one(site: Site, folder: Path, scratch: Path, mode: str, most: int) -> Outcome:
+def one(site: Site, folder: Path, scratch: Path, mode: str, most: int, first: int) -> Outcome:
     """One campaign more, added to the file of its mode."""
     results = folder / f"{mode}.jsonl"
-    seed = max([0, *(line["seed"] + 1 for line in lines(results))])
+    seed = max([first, *(line["seed"] + 1 for line in lines(results))])
     store = scratch / f"{mode}{seed}"
     try:
         outcome = complete(site, store.as_uri(), seed, mode, most)
@@ -274,6 +274,10 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=20, help="end after so many")
     parser.add_argument("--mode", choices=sorted(WEIGHTS), nargs="*", default=sorted(WEIGHTS))
+    parser.add_argument("--most", type=int, default=MOST, help="kills of one campaign")
+    parser.add_argument(
+        "--first", type=int, default=0, help="the least seed, for calls at the same time into folders of their own"
+    )
     parser.add_argument("--seconds", type=float, default=300.0, help="begin no further campaign after this time")
     options = parser.parse_args()
     began, kills, bad = time.monotonic(), 0, 0
@@ -284,7 +288,9 @@ def main() -> int:
             for mode in itertools.cycle(options.mode):
                 if kills >= options.kills or time.monotonic() - began > options.seconds:
                     break
-                outcome = one(site, options.folder, Path(scratch), mode, min(MOST, options.kills - kills))
+                outcome = one(
+                    site, options.folder, Path(scratch), mode, min(options.most, options.kills - kills), options.first
+                )
                 kills, bad = kills + len(outcome.kills), bad + (not outcome.same or bool(outcome.problem))
     return 1 if bad or not kills else 0
 

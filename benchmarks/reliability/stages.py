@@ -9,7 +9,8 @@ A stage's inputs are committed (hard links to a finished campaign's), the rest o
 is counted: file operations of the parent, of the child, and steps (the child's calls of `Job.progress`).
 
 Save points are counted in steps; with `--overlapped` they are due by time, after every step, and may be stored beside the
-next one. Then the step whose save point was being stored may be repeated as well. (Give it a FOLDER of its own.)
+next one. Then the step whose save point was being stored may be repeated as well. (Its files are overlapped-kills.jsonl and
+overlapped-stages.jsonl.)
 """
 
 import argparse
@@ -262,18 +263,19 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10**6, help="begin no further kill after this time")
     parser.add_argument("--overlapped", action="store_true", help="save points due by time, stored beside the work")
     options = parser.parse_args()
-    saving = OVERLAPPED if options.overlapped else COUNTED
+    saving, kept = (OVERLAPPED, "overlapped-") if options.overlapped else (COUNTED, "")
     began, folder = time.monotonic(), options.folder
+    kills, forms = folder / f"{kept}kills.jsonl", folder / f"{kept}stages.jsonl"
     (folder / "finished").mkdir(parents=True, exist_ok=True)
     forkserver.preload()
     finished, stages = everything(folder / "finished")
-    done = {(line["work"], line["role"], line["number"]) for line in lines(folder / "kills.jsonl")}
-    shapes = {line["work"]: Shape(**line) for line in lines(folder / "stages.jsonl")}
+    done = {(line["work"], line["role"], line["number"]) for line in lines(kills)}
+    shapes = {line["work"]: Shape(**line) for line in lines(forms)}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for work in options.only:
             if work not in shapes:
                 shapes[work] = undisturbed(stages[work], finished, Path(scratch) / work, saving)
-                add(folder / "stages.jsonl", shapes[work])
+                add(forms, shapes[work])
         chosen = [
             [(work, *point) for point in shapes[work].chosen(options.steps, options.others)] for work in options.only
         ]
@@ -281,10 +283,10 @@ def main() -> int:
             if (work, role, number) in done or time.monotonic() - began > options.seconds:
                 continue
             home = Path(scratch) / "kill"
-            add(folder / "kills.jsonl", kill(stages[work], finished, home, (role, number), shapes[work], saving))
+            add(kills, kill(stages[work], finished, home, (role, number), shapes[work], saving))
             shutil.rmtree(home)
             home.with_suffix(".steps").unlink()
-    return 1 if any(line["failures"] for line in lines(folder / "kills.jsonl")) else 0
+    return 1 if any(line["failures"] for line in lines(kills)) else 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from benchmarks.reliability.__main__ import GOALS, table
 
 def _fill(folder: Path, failures: list[str], same: bool, few: int = 0, percent: float = 3.0) -> None:
     (folder / "stages").mkdir()
-    works = [name.removeprefix("stage killed: ") for name in GOALS if name.startswith("stage killed")]
+    works = [name.removeprefix("stage killed: ") for name in GOALS if name.startswith("stage killed: ")]
     lines: dict[str, list[object]] = {"stages": [], "kills": [], "states": []}
     for work in works:
         wrong, points = (failures if work == "train" else []), {"child": 9, "step": 2}
@@ -30,6 +30,8 @@ def _fill(folder: Path, failures: list[str], same: bool, few: int = 0, percent: 
     campaign = {"kills": [["worker", 1.0], ["stage", 2.0]] * 50, "same": same, "problem": ""}
     for mode in ("deployed", "local"):
         (folder / f"{mode}.jsonl").write_text(json.dumps(campaign) + "\n")
+    beside = [{"work": "train", "killed": number > 0, "repeated": 2, "failures": []} for number in range(21)]
+    (folder / "stages" / "overlapped-kills.jsonl").write_text("".join(json.dumps(line) + "\n" for line in beside))
     cost = {"name": "tiny-0", "stages": 50, "work": 97.0, "storage": 3.0, "percent": percent}
     (folder / "cost.jsonl").write_text(json.dumps(cost) + "\n")
     others = {
@@ -47,6 +49,7 @@ def test_what_ended_well_is_counted(tmp_path: Path) -> None:
     assert good
     states, kills = "25 distinct states of 11 points (9 child, 2 step)", "1 real kills (1 of 9 child, 0 of 2 step)"
     assert f"| stage killed: train | 26 | 0 | {states}; {kills}; at most 1 steps may be repeated, 1 were |" in text
+    assert "beside its work | 20 | 0 | real kills (20 train); at most 2 steps may be repeated, 2 were |" in text
     assert "| storage of a whole run | 50 | 0 | stages of tiny-0: 3.00 of 97 CPU s, 3.00 % |" in text
     assert "50 stage, 50 worker; 1 campaigns, 1 with the undisturbed root" in text
     assert "3 tests in 1 minutes: 0 failed, 1 skipped" in text
