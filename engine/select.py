@@ -103,16 +103,18 @@ def _candidates(files: Iterable[Path], wanted: set[str] | None) -> Iterator[Row]
 def _chooser(method: Any, recipe: Select, files: Sequence[Path], wanted: set[str] | None) -> tuple[Any, Choice]:
     """The method's config and its choice among one prompt's candidates.
 
-    A method with `fit` compares responses of different prompts: it is fitted to the pool's scores, and chooses by them, in
-    the unit of `Scale`; the audit keeps the raw ones.
+    A method with `fit` compares responses of different prompts: it is fitted to the scores of those that it may choose, and
+    chooses by them, in the unit of `Scale`; the audit keeps the raw ones.
     """
     config = method.Config(**recipe.config)
     if not hasattr(method, "fit"):
         return config, lambda candidates, rng: list(method.select([dict(c) for c in candidates], config, rng))
-    pool = [{c: row[c] for c in ("helpfulness", "safety", "is_safety")} for row in _candidates(files, wanted)]
+    columns = ("helpfulness", "safety", "is_safety", "finish")
+    pool = [{c: row[c] for c in columns} for row in _candidates(files, wanted)]
     scored = ranked(pool, recipe.threshold)
     scale = Scale(scored)
-    config = method.fit([scale(row) for row in scored], config)
+    whole = [row for row in scored if row["finish"] != "length" or getattr(config, "truncated", "") != "exclude"]
+    config = method.fit([scale(row) for row in whole or scored], config)
     return config, lambda candidates, rng: list(
         method.select([{**c, "score": scale(c)} for c in candidates], config, rng)
     )

@@ -177,6 +177,15 @@ def test_responses_of_different_prompts_are_compared_in_the_unit_of_the_model_th
     assert {f"p{asked}", f"q{asked}"} <= said, "what is asked for was seen on both kinds of prompts"
 
 
+@pytest.mark.parametrize("truncated", ["exclude", "keep"])
+def test_a_quantile_is_of_the_responses_that_may_be_chosen(make_job: Any, tmp_path: Path, truncated: str) -> None:
+    """Eight, of which the better half was cut: without them the best quarter is one of the other four."""
+    rows = [scored("p", k, float(k), 0.0, finish="length" if k > 3 else "eos") for k in range(8)]
+    _, found, _ = selected(make_job, tmp_path, rows, method="filtered", config={"truncated": truncated})
+    taken = {"exclude": (2, 3), "keep": (5, 6, 7)}[truncated]  # three quarters do not exceed the first of them
+    assert sorted(winner([row]) for row in found) == [f"p answer {k}" for k in taken]
+
+
 def test_nothing_to_select_is_an_error(make_job: Any, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="selected nothing from 1 responses"):
         selected(make_job, tmp_path, [scored("p", 0, 1.0, 0.0, finish="length")])
