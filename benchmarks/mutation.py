@@ -8,13 +8,14 @@
 pytest collects tests/methods once and runs it once, noting which functions of methods/ each test enters. Each mutant
 (benchmarks/mutants.py) is planted in a fork of that process, where the tests that enter the broken function run until one
 fails: those that killed its neighbours first, then the quickest. Results are kept by the digest of file and mutant in
-.roundhouse/mutation; a survivor is tried again when the tests have changed. Mutants come in the order of their digests, so that
-an unfinished run is a random sample. benchmarks/equivalent_mutants.yaml says of the
-survivors that are left why no test can tell them from the code.
+.roundhouse/mutation; a survivor is tried again under the tests that have changed. Mutants come in the order of their digests,
+so that an unfinished run is a random sample. benchmarks/equivalent_mutants.yaml says of the survivors that are left why no
+test can tell them from the code.
 """
 
 import argparse
 import ast
+import gc
 import hashlib
 import json
 import os
@@ -22,12 +23,14 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from _pytest.runner import runtestprotocol
 
@@ -41,7 +44,7 @@ FRESH = (
     "test_listing_and_describing_import_no_torch"  # starts an interpreter, which reads the files: no mutant is there
 )
 Results = dict[str, dict[str, Any]]  # key -> a line of the results
-Reached = dict[str, dict[str, Any]]  # test -> {seconds, functions: ["ops.gae", ...]}
+Reached = dict[str, dict[str, Any]]  # test -> {file, of: its digest, seconds, functions: ["ops.gae", ...]}
 
 
 class Loop:
@@ -63,44 +66,49 @@ class Loop:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Plant and test every mutant that is not known yet."""
         items = {item.nodeid: item for item in session.items if FRESH not in item.nodeid}
-        tests = digest(TESTS)
+        tests = test_files()
         if session.testsfailed:
             raise pytest.UsageError("the tests cannot be collected: run pytest tests/methods and mend that first")
-        reached = self._reached(items, self.file.parent / f"reached-{tests}-{digest(ROOM)}.jsonl")
+        reached = self._reached(items, tests, self.file.parent / f"reached-{digest(ROOM.glob('*.py'))}.jsonl")
+        torch.testing.assert_close(torch.ones(1), torch.ones(1))  # imports sympy, which would take 1.5 s in every fork
+        gc.collect()
+        gc.freeze()  # a collection in a fork would touch, and so copy, every page of this process
         for number, mutant in enumerate(self.wanted):
             before = self.results.get(mutant.key, {})
-            if before.get("outcome") in ("killed", "timeout") or before.get("tests") == tests:
+            survived = before.get("tests", {})
+            if before.get("outcome") in ("killed", "timeout") or survived == tests:
                 continue
-            start = time.monotonic()
-            outcome, by = self._run(mutant, [items[name] for name in self._order(mutant, items, reached)])
+            spent = children_seconds()
+            order = [items[name] for name in self._order(mutant, items, reached)]
+            outcome, by = self._run(mutant, [t for t in order if survived.get(t.path.name) != tests[t.path.name]])
             row = {"key": mutant.key, "outcome": outcome, "tests": tests, "file": mutant.file, "by": by}
             self.results[mutant.key] = row
             self.kills.setdefault(mutant.file, Counter())[by] += 1
             with self.file.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
-            done = f"{number + 1}/{len(self.wanted)} {outcome:8} {time.monotonic() - start:5.1f}s"
+            done = f"{number + 1}/{len(self.wanted)} {outcome:8} {children_seconds() - spent:5.2f}s"
             print(f"{done} {mutant.file}.py:{mutant.line} {mutant.change}", flush=True)
         return True
 
-    def _reached(self, items: dict[str, pytest.Item], file: Path) -> Reached:
+    def _reached(self, items: dict[str, pytest.Item], tests: dict[str, str], file: Path) -> Reached:
         """What `reach` found, in a fork, now or before."""
-        known = {row["test"]: row for row in read_lines(file)}
+        known = {row["test"]: row for row in read_lines(file) if tests.get(row["file"]) == row["of"]}
         if missing := {name: item for name, item in items.items() if name not in known}:
             child = os.fork()
             if child == 0:
                 try:
-                    reach(missing, file)
+                    reach(missing, tests, file)
                 except SystemExit as error:
                     print(error, flush=True)
                     os._exit(1)
                 os._exit(0)
             if os.waitpid(child, 0)[1]:
                 raise SystemExit("pytest tests/methods does not pass: nothing was run")
-            known = {row["test"]: row for row in read_lines(file)}
+            known = {row["test"]: row for row in read_lines(file) if tests.get(row["file"]) == row["of"]}
         return known
 
     def _order(self, mutant: Mutant, items: dict[str, pytest.Item], reached: Reached) -> list[str]:
-        """The tests that enter the mutant's function (of a constant: its file), then the rest of those that name its file."""
+        """The tests that enter the mutant's function (of a constant: its file); if none does, those that name its file."""
         place = f"{mutant.file}.{mutant.function}"
         if mutant.function:
             inside = {name for name in items if place in reached[name]["functions"]}
@@ -108,11 +116,10 @@ class Loop:
             inside = {
                 name for name in items if any(f.startswith(f"{mutant.file}.") for f in reached[name]["functions"])
             }
-        near = {name for name, item in items.items() if mutant.file in imported(item.path)}
+        if not inside:
+            inside = {name for name, item in items.items() if mutant.file in imported(item.path)}
         kills = self.kills.get(mutant.file, Counter())
-        return sorted(
-            inside | near, key=lambda name: (-kills[name], name not in inside, reached[name]["seconds"], name)
-        )
+        return sorted(inside, key=lambda name: (-kills[name], reached[name]["seconds"], name))
 
     def _run(self, mutant: Mutant, items: list[pytest.Item]) -> tuple[str, str]:
         """killed, survived or timeout; and by which test."""
@@ -132,6 +139,11 @@ class Loop:
         if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
             return "timeout", ""
         return ("killed", by) if by else ("survived", "")
+
+
+def children_seconds() -> float:
+    """Processor time of the forks that have ended."""
+    return sum(os.times()[2:4])
 
 
 def _killer(mutant: Mutant, items: list[pytest.Item]) -> str | None:
@@ -165,7 +177,7 @@ def plant(mutant: Mutant) -> None:
                     setattr(importer, key, new[id(value)])
 
 
-def reach(items: dict[str, pytest.Item], file: Path) -> None:
+def reach(items: dict[str, pytest.Item], tests: dict[str, str], file: Path) -> None:
     """Run every test without a mutant and write down which functions of methods/ it enters and how long it takes.
 
     Raises:
@@ -183,7 +195,9 @@ def reach(items: dict[str, pytest.Item], file: Path) -> None:
             start = time.process_time()
             if any(report.failed for report in runtestprotocol(item, log=False, nextitem=None)):
                 raise SystemExit(f"{name} fails without a mutant: mend that first")
-            row = {"test": name, "seconds": round(time.process_time() - start, 3), "functions": sorted(found)}
+            seconds = round(time.process_time() - start, 3)
+            of = {"file": item.path.name, "of": tests[item.path.name]}
+            row = {"test": name, **of, "seconds": seconds, "functions": sorted(found)}
             stream.write(json.dumps(row) + "\n")
             stream.flush()
 
@@ -219,9 +233,14 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def digest(folder: Path) -> str:
-    """Of all Python files of a folder."""
-    return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(folder.glob("*.py")))).hexdigest()[:16]
+def digest(files: Iterable[Path]) -> str:
+    return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(files))).hexdigest()[:16]
+
+
+def test_files() -> dict[str, str]:
+    """Each test file's digest, with the helpers of the folder."""
+    helpers = [path for path in TESTS.glob("*.py") if not path.name.startswith("test_")]
+    return {path.name: digest([path, *helpers]) for path in TESTS.glob("test_*.py")}
 
 
 def read_equivalent() -> dict[str, str]:

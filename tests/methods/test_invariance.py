@@ -152,11 +152,38 @@ def test_signal_is_blind_to_padding(name: str, garbage: float) -> None:
         torch.testing.assert_close(others[key], pair, rtol=1e-5, atol=1e-5)
 
 
+@each_variant
+def test_loss_stays_on_the_batchs_device(name: str, settings: dict) -> None:
+    """Whatever is made without a device lands on another one here and cannot be mixed with the batch."""
+    given = problem(name, seed=8, **settings)
+    wanted, metrics = given.loss()
+    with torch.device("meta"):
+        found, others = given.loss()
+    torch.testing.assert_close((found, others), (wanted, metrics))
+
+
 @pytest.mark.parametrize("name", ONLINE)
-def test_bfloat16_rollouts_are_processed_in_float32(name: str) -> None:
-    """T44, METHODS 0.2: scores, KL, values and advantages in fp32, whatever the models' dtype."""
+def test_signal_stays_on_the_rollouts_device(name: str) -> None:
     method = methods.load(name)
     config = method.Config()
+    given = rollout(seed=14)
+    wanted = method.signal(given, config, method.initial_state(config))
+    with torch.device("meta"):
+        found = method.signal(given, config, method.initial_state(config))
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, {}) for name in ONLINE),
+        *((n, {"missing_eos": "subtract", "missing_eos_value": 0.3}) for n in ("ppo", "remax")),
+    ],
+)
+def test_bfloat16_rollouts_are_processed_in_float32(name: str, settings: dict) -> None:
+    """T44, METHODS 0.2: scores, KL, values and advantages in fp32, whatever the models' dtype."""
+    method = methods.load(name)
+    config = method.Config(**settings)
     given = rollout(seed=13)
     fields = ("old_logp", "reference_logp", "score", "value", "baseline_score")
     low = replace(given, **{field: getattr(given, field).bfloat16() for field in fields})

@@ -49,6 +49,9 @@ def test_entropy_of_known_distributions() -> None:
     close(ops.token_entropy(torch.zeros(2, 8)), [math.log(8)] * 2)
     # (1/4, 3/4) at T = 2: -(ln(1/4)/4 + 3 ln(3/4)/4) = 0.562335
     close(ops.token_entropy(tensor([0.0, math.log(9)]), 2.0), 0.562335)
+    logits = torch.randn(20, 1000, generator=torch.Generator().manual_seed(0)).mul(3).bfloat16()
+    wanted = torch.distributions.Categorical(logits=logits.double()).entropy()
+    close(ops.token_entropy(logits), wanted, 1e-5)  # T44: in fp32
 
 
 def test_reductions_ignore_what_is_masked() -> None:
@@ -114,6 +117,7 @@ def test_ties_are_wrong_for_pairs_and_shared_for_candidates() -> None:
     close(ops.pair_accuracy(tensor([1.0, 2.0, 0.0]), tensor([1.0, 1.0, 3.0])), [0, 1, 0])
     close(ops.best_of_credit(torch.zeros(2, 4)), [0.25, 0.25])
     close(ops.best_of_credit(tensor([[2.0, 1.0], [1.0, 2.0], [2.0, 2.0]])), [1.0, 0.0, 0.5])
+    close(ops.best_of_credit(tensor([[3.0, 1.0], [2.0, 1.0]])), [1.0, 1.0])  # each row has its own maximum
 
 
 def test_missing_eos_modes() -> None:
@@ -275,6 +279,11 @@ def test_explained_variance() -> None:
     close(found([1.0, 2.0, 3.0, 0.0]), 1.0)
     close(found([5.0, 5.0, 5.0, 0.0]), 0.0)
     close(found([3.0, 2.0, 1.0, 0.0]), -3.0)  # errors -2, 0, 2: variance 8/3 over 2/3
+    rng = torch.Generator().manual_seed(0)
+    low = [(5 + torch.randn(2, 8, generator=rng)).bfloat16() for _ in range(2)]
+    values, wanted = (x.double() for x in low)
+    exact = 1 - (wanted - values).var(correction=0) / wanted.var(correction=0)
+    close(ops.explained_variance(*low, torch.ones(2, 8, dtype=torch.bool)), exact, 1e-5)  # T44
 
 
 def test_clipped_surrogate_table() -> None:

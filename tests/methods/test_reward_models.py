@@ -129,6 +129,11 @@ def test_safety_term_by_hand() -> None:
     assert "safety_loss" not in reward.loss(*unlabelled, reward.Config(safety_weight=2.0))[1]
 
 
+def test_safety_labels_of_any_dtype() -> None:
+    label, known = tensor([True, False]), tensor([True, True])
+    close(reward.safety_loss(tensor([1.0, -2.0]), label, known), [softplus(-1.0) / 2, softplus(-2.0) / 2])
+
+
 def test_safety_presets() -> None:
     assert reward.Config(**reward.PRESETS["safety"]).safety_weight == 1
     assert reward.Config(**reward.PRESETS["helpfulness"]) == reward.Config()
