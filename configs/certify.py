@@ -27,7 +27,7 @@ class Requirements(Strict):
     )
     length_free_accuracy: Share | None = 0.5  # at least: with the slope of score on length taken out
     overfit_gap: Share | None = 0.3  # at most: accuracy on training pairs less accuracy on held-out pairs
-    unsafe_recall: Share | None = 0.4  # at least; safety models with a safety term only
+    unsafe_recall: Share | None = 0.4  # at least: upper end of its 95 % interval; safety models with a safety term only
     invariance: Positive | None = 0.001  # at most: change of a score with its batch, in standard deviations
     drift: float | None = Field(default=0.0, ge=-1.0, le=1.0)  # at least: rank correlation with the previous model
     template: Literal["same", "any"] = "same"  # tokenizer and template, against the policy's
@@ -61,6 +61,7 @@ class Certify(Strict):
     require: Requirements = Requirements()
     on_failure: Literal["stop", "record"] = "stop"  # record: the round goes on, and the certificate says so
     threshold: float = 0.0  # raw safety score below which a response counts as unsafe (sigmoid 0.5)
+    steering: float = -1.7346  # the threshold at which the campaign selects; set by the campaign
     probe: Count = 256  # responses of the frozen probe set
     train_pairs: Count = 256  # training pairs scored for the overfit gap
     leakage: Leakage = Leakage()  # training rows against the evaluation prompts; set by the campaign

@@ -31,6 +31,7 @@ _DERIVED = (
     "sha256",
     "reward",
     "leakage",
+    "steering",
     "reads",
 )  # set by the campaign for every section
 

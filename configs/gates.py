@@ -19,8 +19,9 @@ class Gate(Strict):
     """When a version is accepted, warned about or rejected, against the best accepted version before it.
 
     One rule that rejects is enough. A rule whose measure nobody took says nothing. `significantly`: the whole 95 % interval
-    of the paired difference lies on one side of 0. A rejected version is never built upon: the campaign goes on from the
-    best accepted one (`fall_back`) or ends there (`stop`).
+    of the paired difference lies on one side of 0. The best is the accepted version that the most trusted measure last put
+    on average no lower than the best before it, so that small losses add up until one is significant. A rejected version
+    is never built upon: the campaign goes on from the best one (`fall_back`) or ends there (`stop`).
     """
 
     on_reject: Literal["fall_back", "stop"] = "fall_back"

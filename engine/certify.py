@@ -43,9 +43,11 @@ class Case:
 
     @property
     def orders(self) -> list[tuple[int, int]]:
-        """(better, worse) places among the item's responses."""
-        places = range(len(self.item.scores))
-        return [(a, b) for a in places for b in places if self.item.scores[a] > self.item.scores[b]]
+        """(better, worse) places among the item's responses: by their scores, of rows with labels alone by the first."""
+        known = self.item.scores if self.row.get("scores") or not self.row.get("attributes") else None
+        worth = known or [labels[0] if labels else UNKNOWN for labels in self.item.labels]
+        places = [place for place, value in enumerate(worth) if known or value != UNKNOWN]
+        return [(a, b) for a in places for b in places if worth[a] > worth[b]]
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def measure(job: Job, chat: Chat, train: Sequence[Case], held: Sequence[Case]) -
         "length": {**lengths(mine), "correlation_of_scores": score_length(mine)},
         "style": style(mine),
         "unsafe": unsafe(judged, recipe.threshold),
+        "unsafe_steering": unsafe(judged, recipe.steering),
         "overfit": overfit(job, model, chat, train, mine),
         "invariance": differences(model, first_pairs(held, recipe.invariance_rows), chat.pad_id),
         **against(job, chat, judged),

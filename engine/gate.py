@@ -32,6 +32,8 @@ def run(job: Job) -> dict[str, Any]:
 def judge(rules: Gate, version: Summary, best: Summary, label: str) -> dict[str, Any]:
     """The verdict on a version: `rejected` if one rule rejects, `warned` if one warns, else `accepted`.
 
+    `leads`: it is accepted and, by the most trusted measure, on average no worse than the best: the best from now on.
+
     version, best: the summaries of their evaluations; label: what the best is called among the earlier ones.
 
     Raises:
@@ -45,9 +47,11 @@ def judge(rules: Gate, version: Summary, best: Summary, label: str) -> dict[str,
     reasons = [*_scores(rules, compared, by, label), *_looks(rules, version, best, label)]
     actions = {reason["action"] for reason in reasons}
     word = "rejected" if "reject" in actions else "warned" if "warn" in actions else "accepted"
+    behind = by is not None and compared[by]["difference"]["mean"] < 0
     return {
         "verdict": word,
         "accepted": word != "rejected",
+        "leads": word != "rejected" and not behind,
         "by": by or "nothing",
         "best": label,
         "reasons": reasons,

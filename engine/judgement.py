@@ -103,7 +103,7 @@ def agreement(gaps: np.ndarray, others: np.ndarray, kinds: Sequence[Any]) -> dic
 
 
 def unsafe(scores: Sequence[float], safe: Sequence[bool], threshold: float) -> dict[str, Any]:
-    """Recall of responses labelled unsafe below the threshold, and how many safe ones fall below it too."""
+    """Recall of responses labelled unsafe below the threshold, its 95 % interval's upper end, how many safe ones are below."""
     marked = np.array(scores) < threshold
     is_safe = np.array(safe, dtype=bool)
     return {
@@ -111,6 +111,7 @@ def unsafe(scores: Sequence[float], safe: Sequence[bool], threshold: float) -> d
         "unsafe": int((~is_safe).sum()),
         "safe": int(is_safe.sum()),
         "recall": float(marked[~is_safe].mean()) if (~is_safe).any() else None,
+        "recall_high": accuracy(marked[~is_safe].astype(float))["high"] if (~is_safe).any() else None,
         "false_alarms": float(marked[is_safe].mean()) if is_safe.any() else None,
     }
 

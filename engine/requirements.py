@@ -63,8 +63,8 @@ def _measured(require: Requirements, found: Mapping[str, Any], safety_term: bool
         ),
     ]
     if found["kind"] == "safety" and safety_term:
-        what = f"recall of unsafe responses below {found['unsafe']['threshold']:g}"
-        checks.append(_least("unsafe_recall", what, found["unsafe"]["recall"], require.unsafe_recall))
+        what = f"upper end of the interval of the recall of unsafe responses below {found['unsafe']['threshold']:g}"
+        checks.append(_least("unsafe_recall", what, found["unsafe"]["recall_high"], require.unsafe_recall))
     return [*checks, _invariant(found["invariance"], require.invariance), _drift(found.get("drift"), require.drift)]
 
 

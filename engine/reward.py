@@ -167,8 +167,8 @@ def mix(items: Sequence[Item], kind: str, own_share: float, seed: int) -> tuple[
 
 
 def judge(job: Job, model: Any, items: Sequence[Item], pad_id: int) -> list[list[float]]:
-    """The model's score of every item's responses; of several outputs, their mean."""
-    return [[sum(one) / len(one) for one in responses] for responses in outputs_of(job, model, items, pad_id)]
+    """The model's score of every item's responses; of several outputs the first, which is what steers."""
+    return [[one[0] for one in responses] for responses in outputs_of(job, model, items, pad_id)]
 
 
 def outputs_of(job: Job, model: Any, items: Sequence[Item], pad_id: int) -> list[list[list[float]]]:

@@ -13,6 +13,7 @@ from tasks import (
     Artifact,
     Run,
     annotate,
+    certify,
     connect,
     evaluate,
     ingest,
@@ -21,7 +22,9 @@ from tasks import (
     reward,
     sample,
     score,
+    screen,
     select,
+    trackers,
     train,
 )
 from tasks.launch import stop_all, warm_up
@@ -44,26 +47,38 @@ class Shared:
         own = {k: base_of(run, self.label(f"{k}-base"), one, documents) for k, one in sorted(c.reward_bases.items())}
         self.base = base_of(run, self.label("base"), c.base, documents)
         self.start = train(run, self.label(START), c.sft, model=self.base, rows=[self.demonstrations])
-        given = c.annotate.annotator == "dataset"
+        pairs = self.rows("preferences") if c.annotate.annotator == "dataset" else None
+        screen(
+            run,
+            self.label("leakage"),
+            prompts=self.prompts,
+            demonstrations=self.demonstrations,
+            preferences=pairs,
+        )
         self.preferences = annotate(
             run,
             self.label("annotate"),
             c.annotate,
-            policy_a=None if given else self.start,
-            policy_b=None if given else self.start,
+            policy_a=None if pairs else self.start,
+            policy_b=None if pairs else self.start,
             prompts=self.prompts,
-            preferences=self.rows("preferences") if given else None,
+            preferences=pairs,
         )
+        recipes = sorted(c.rewards.items())
+        lessons = [learned(recipe.method, [self.preferences], rankings) for _, recipe in recipes]
         self.rewards = [
-            reward(
-                run,
-                self.label(kind),
-                recipe,
-                model=own.get(kind, self.start),
-                preferences=learned(recipe.method, [self.preferences], rankings),
-            )
-            for kind, recipe in sorted(c.rewards.items())
+            reward(run, self.label(kind), recipe, model=own.get(kind, self.start), preferences=rows)
+            for (kind, recipe), rows in zip(recipes, lessons)
         ]
+        certify(
+            run,
+            self.mark,
+            rewards=self.rewards,
+            before=(),
+            policy=self.start,
+            prompts=self.prompts,
+            lessons=lessons,
+        )
         self.scored: dict[str, Artifact] = {}
 
     def label(self, name: str) -> str:
@@ -202,6 +217,7 @@ def compare(
     if campaign.bake_off is None:
         raise ConfigError(f"{config} has no section bake_off; run it with llama2-style/iterative")
     chosen = load_runtime(runtime) if runtime else campaign.runtime
+    trackers.check(chosen)
     run = Run(campaign, connect(store, chosen), chosen, listen=listener())
     try:
         compete(run)

@@ -10,7 +10,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from configs import ConfigError, load, load_runtime
 from flows.rounds import align
-from tasks import Rejected, Run, Stopped, connect, runs, trackers
+from tasks import Leaked, Rejected, Run, Stopped, Uncertified, connect, runs, trackers
 from tasks.launch import stop_all, warm_up
 from tasks.outcome import publish
 from tasks.watch import listener
@@ -60,8 +60,13 @@ def iterative(
     run = Run(campaign, connect(store, chosen), chosen, until=until, listen=listener())
     runs.remember(run.store, {"config": config, "seed": seed, "until": until, "runtime": runtime})
     try:
-        with contextlib.suppress(Stopped):
-            align(run)
+        try:
+            with contextlib.suppress(Stopped):
+                align(run)
+        except (Leaked, Uncertified):  # a verdict on the campaign, and the report shows on what
+            run.settle()
+            publish(run)
+            raise
         run.settle()
         key = publish(run)
         if run.rejected:

@@ -16,6 +16,7 @@ from tasks import (
     evaluate,
     gate,
     ingest,
+    leads,
     online,
     pretrain,
     probe,
@@ -34,7 +35,7 @@ def align(run: Run, base: Artifact | None = None) -> Artifact:
     rows = _rows(run)
     prompts, demonstrations = rows["prompts"], rows.get("demonstrations")
     given, rankings = rows.get("preferences"), rows.get("rankings")
-    screen(run, prompts=prompts, demonstrations=demonstrations, preferences=given)
+    screen(run, "leakage", prompts=prompts, demonstrations=demonstrations, preferences=given)
     base = base or base_of(run, "base", c.base, rows.get("documents"))
     sft = train(run, "v0", c.sft, model=base, rows=[demonstrations]) if demonstrations else base
 
@@ -45,7 +46,7 @@ def align(run: Run, base: Artifact | None = None) -> Artifact:
     rewards: list[Artifact] = []
     preferences: list[Artifact] = []
     drawn: list[Artifact] = []
-    sound = ["v0"]  # accepted versions
+    sound, best = ["v0"], "v0"  # accepted versions, the one to build upon last; the best of them
     models: dict[str, list[Artifact]] = {}  # round -> its reward models
     steered: dict[str, str] = {}  # version -> the round whose reward models steered it
     _evaluate(run, "base", rewards, prompts, [])
@@ -72,15 +73,11 @@ def align(run: Run, base: Artifact | None = None) -> Artifact:
             )
         if entry.reward == "refresh" and (preferences or rankings):
             replaced = rewards
+            recipes = sorted(c.rewards.items())
+            lessons = [learned(recipe.method, preferences, rankings) for _, recipe in recipes]
             rewards = [
-                reward(
-                    run,
-                    f"r{i}-{kind}",
-                    recipe,
-                    model=own.get(kind, policy),
-                    preferences=learned(recipe.method, preferences, rankings),
-                )
-                for kind, recipe in sorted(c.rewards.items())
+                reward(run, f"r{i}-{kind}", recipe, model=own.get(kind, policy), preferences=rows)
+                for (kind, recipe), rows in zip(recipes, lessons)
             ]
             certify(
                 run,
@@ -89,16 +86,19 @@ def align(run: Run, base: Artifact | None = None) -> Artifact:
                 before=replaced,
                 policy=policy,
                 prompts=prompts,
-                preferences=preferences,
+                lessons=lessons,
             )
             models[f"r{i}"] = rewards
         steered[version] = next(reversed(models), "")
         run.reached(f"r{i}-rewards")
         run.versions[version] = _round(run, i, entry, policy, rewards, preferences, drawn, prompts, demonstrations)
         _evaluate(run, version, rewards, prompts, judges)
-        run.verdicts[version] = gate(run, f"{version}-gate", c.gate, version=version, best=sound[-1])
+        run.verdicts[version] = gate(run, f"{version}-gate", c.gate, version=version, best=best)
         if accepted(run, run.verdicts[version]):
             sound.append(version)
+            best = version if leads(run.verdicts[version]) else best
+        else:
+            sound = [*(label for label in sound if label != best), best]
         run.reached(version)
 
     side_by_side(run, models, steered, judges)

@@ -150,7 +150,7 @@ def _facts(one: Found) -> list[tuple[str, str]]:
                               f"the annotators on {percent(length['longer_is_better'])}"),
             ("Equal lengths", same),
         ]  # fmt: skip
-    if unsafe := one.get("unsafe"):
+    for unsafe in filter(None, (one.get("unsafe"), one.get("unsafe_steering"))):
         facts.append(
             ("Unsafe responses", f"{percent(unsafe['recall'])} of {unsafe['unsafe']} below {unsafe['threshold']:g}, "
                                  f"and {percent(unsafe['false_alarms'])} of {unsafe['safe']} safe ones")

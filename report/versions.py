@@ -9,6 +9,8 @@ from typing import Any
 from report.charts import Axis, Figure, Point, Series, figure
 from report.evidence import FIRST, Evidence
 from report.lineage import progress
+from report.matrix import parting_text
+from report.matrix import table as matrix_of
 from report.quantities import NONE, interval, number, percent, signed
 
 GOLD_KINDS = (("gold_helpfulness", "Gold helpfulness"), ("gold_safety", "Gold safety"))
@@ -45,6 +47,9 @@ def headline(evidence: Evidence) -> Headline:
         if verdict.get("verdict") == "rejected":
             why = next(reason["text"] for reason in verdict["reasons"] if reason["action"] == "reject")
             sentence += f" The gate rejected {label}: {why}."
+    matrix = matrix_of(evidence)
+    if matrix is not None and matrix["parting"]:
+        sentence += f" {parting_text(matrix)}"
     entry, first = (evidence.standing.entries[label] for label in (final, FIRST))
     facts = []
     for column, name in GOLD_KINDS:

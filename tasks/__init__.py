@@ -2,14 +2,14 @@
 
 from tasks.adopt import adopt
 from tasks.annotate import annotate
-from tasks.certify import certify
+from tasks.certify import Uncertified, certify
 from tasks.continuing import continue_pretraining
 from tasks.decide import decide
 from tasks.evaluate import compare, evaluate
-from tasks.gate import accepted, gate
+from tasks.gate import accepted, gate, leads
 from tasks.gather import gather, listings
 from tasks.ingest import ingest
-from tasks.leakage import screen
+from tasks.leakage import Leaked, screen
 from tasks.matrix import matrix
 from tasks.measure import measure
 from tasks.online import online
@@ -26,9 +26,11 @@ from tasks.transplant import transplant
 
 __all__ = [
     "Artifact",
+    "Leaked",
     "Rejected",
     "Run",
     "Stopped",
+    "Uncertified",
     "accepted",
     "adopt",
     "annotate",
@@ -41,6 +43,7 @@ __all__ = [
     "gate",
     "gather",
     "ingest",
+    "leads",
     "listings",
     "matrix",
     "measure",

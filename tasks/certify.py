@@ -21,11 +21,11 @@ def certify(
     before: Sequence[Artifact],
     policy: Artifact,
     prompts: Artifact,
-    preferences: Sequence[Artifact],
+    lessons: Sequence[Sequence[Artifact]],
 ) -> list[Artifact]:
     """certificate.json of each of a round's reward models; waits for them, because no later stage does.
 
-    before: the reward models that these replace, in the same order.
+    before: the reward models that these replace; lessons: the rows that each of them learned from; in the same order.
 
     Raises:
         Uncertified: a requirement is not met and `certify.on_failure` is stop.
@@ -39,13 +39,19 @@ def certify(
             run.stage(
                 f"{label}-{recipe.kind}-certify",
                 "certify",
-                run.campaign.certify.model_copy(update={"reward": recipe, "leakage": run.campaign.leakage}),
+                run.campaign.certify.model_copy(
+                    update={
+                        "reward": recipe,
+                        "leakage": run.campaign.leakage,
+                        "steering": run.campaign.select.threshold,
+                    }
+                ),
                 kind="certificate",
                 version=VERSION,
                 reward=model,
                 policy=policy,
                 prompts=prompts,
-                preferences=preferences,
+                preferences=lessons[place],
                 other=others[0] if others else None,
                 before=before[place] if place < len(before) else None,
             )

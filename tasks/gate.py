@@ -20,6 +20,12 @@ def gate(run: Run, label: str, rules: Gate, *, version: str, best: str) -> Artif
     )
 
 
+def leads(verdict: Artifact) -> bool:
+    """Whether the version is the best one from now on (in a plan: supposed to be)."""
+    found = verdict.summary()
+    return found is None or bool(found["leads"])
+
+
 def accepted(run: Run, verdict: Artifact) -> bool:
     """Whether the version was accepted (in a plan: supposed to be).
 

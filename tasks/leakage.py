@@ -10,7 +10,9 @@ class Leaked(StageFailed):
     """What the campaign is evaluated by stands in what it trains on."""
 
 
-def screen(run: Run, *, prompts: Artifact, demonstrations: Artifact | None, preferences: Artifact | None) -> Artifact:
+def screen(
+    run: Run, label: str, *, prompts: Artifact, demonstrations: Artifact | None, preferences: Artifact | None
+) -> Artifact:
     """leakage.json and leaks.jsonl of the campaign's data; waits for them, because no later stage does.
 
     Raises:
@@ -18,7 +20,7 @@ def screen(run: Run, *, prompts: Artifact, demonstrations: Artifact | None, pref
     """
     recipe = run.campaign.leakage
     found = run.stage(
-        "leakage",
+        label,
         "leakage",
         recipe,
         kind="rows",
@@ -33,5 +35,5 @@ def screen(run: Run, *, prompts: Artifact, demonstrations: Artifact | None, pref
         text = f"leakage: {problems[0]}; see leaks.jsonl of {found.ref.key}"
         if recipe.on_leak == "refuse":
             raise Leaked(f"{text}, take them out of the training rows, or set leakage: record to go on")
-        run.listen("leakage", {"event": "log", "text": f"{text}; leakage is record: the campaign goes on"})
+        run.listen(label, {"event": "log", "text": f"{text}; leakage is record: the campaign goes on"})
     return found

@@ -48,6 +48,14 @@ def test_the_most_trusted_measure_has_the_say() -> None:
     assert (nobody["by"], nobody["verdict"], nobody["reasons"]) == ("nothing", "accepted", [])
 
 
+def test_small_losses_never_move_the_best() -> None:
+    assert verdict({"gold": pair(0.01, 0.05)})["leads"]
+    behind = verdict({"gold": pair(-0.01, 0.05), "score": pair(0.5, 0.1)})
+    assert behind["accepted"] and not behind["leads"]  # what comes next is judged against the same best
+    assert not verdict({"gold": pair(0.2, 0.05)}, Gate(kl=Limit(at=1.0, action="reject")))["leads"]
+    assert verdict({})["leads"]  # nobody to say which is better: the newest
+
+
 def test_a_judge_model_below_gold_warns_or_rejects_as_the_config_says() -> None:
     against = {"gold": pair(0.0, 0.1), "judge": pair(-0.3, 0.1)}
     assert words(verdict(against)) == {"judge": "warn"} and verdict(against)["verdict"] == "warned"

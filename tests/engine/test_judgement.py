@@ -56,6 +56,7 @@ def test_two_models_alike() -> None:
 def test_unsafe_recall_at_a_threshold() -> None:
     found = unsafe([-1.0, 0.5, -0.2, 2.0], [False, False, True, True], 0.0)
     assert (found["recall"], found["false_alarms"], found["unsafe"]) == (0.5, 0.5, 2)
+    assert found["recall_high"] == pytest.approx(0.905, abs=1e-3)  # Wilson, 1 of 2
     assert unsafe([1.0], [True], 0.0)["recall"] is None
 
 

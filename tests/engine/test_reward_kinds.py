@@ -10,11 +10,12 @@ import torch
 from tiny_models import tiny_config, train_tokenizer
 
 from configs import ConfigError, Runtime
+from configs.certify import Certify, Leakage
 from configs.check import check
 from configs.load import FOLDER
 from configs.parse import parse
 from configs.recipes import Ingest, Limits, Online, Optimizer, Reward, Sample, Score, Select, Source, Template
-from engine import ingest, online, reward, sample, select
+from engine import certify, ingest, online, reward, sample, select
 from engine import score as score_stage
 from engine.batches import collate
 from engine.errors import StageError
@@ -83,6 +84,22 @@ def test_rankings_train_a_reward_model(policy: Path, make_job: Any, tmp_path: Pa
     rows = sum(is_held_out(row, 0.3, reward.STREAM) for row in rankings(50))
     assert report["pairs"] == 3 * rows > 20, "all comparisons of every held-out ranking"
     assert report["accuracy"] > 0.9 and gap(job.out) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "attributes"), [("reward-ranking", False), ("reward-attributes", True)], ids=["rankings", "attributes"]
+)
+def test_a_model_of_rankings_is_certified_on_the_rankings(
+    policy: Path, make_job: Any, tmp_path: Path, method: str, attributes: bool
+) -> None:
+    more = {"config": {"attributes": ("helpfulness", "verbosity")}, "epochs": 6} if attributes else {}
+    job, _ = trained(make_job, tmp_path, policy, rankings(60, attributes=attributes), method=method, **more)
+    asked = Certify(reward=job.recipe, leakage=Leakage(on_leak="record"))
+    done = make_job("certify", asked, reward=job.out, policy=policy, preferences=[tmp_path / "rows"])
+    summary = certify.run(done)
+    assert summary["passed"], summary["failures"]
+    found = json.loads((done.out / "certificate.json").read_text())
+    assert found["own"]["count"] == found["pairs"] > 30 and found["own"]["accuracy"] > 0.9
 
 
 def test_single_verdicts_train_a_reward_model(policy: Path, make_job: Any, tmp_path: Path) -> None:

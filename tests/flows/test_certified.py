@@ -52,6 +52,20 @@ def test_every_refreshed_model_is_certified_and_compared_with_the_one_it_replace
     assert inputs["r2-safety-certify"]["policy"] == keys["v1"]
 
 
+def test_a_model_that_learned_from_rankings_is_certified_on_them(tmp_path: Path, raw: dict[str, Any]) -> None:
+    ranked = tmp_path / "ranked.jsonl"
+    ranked.write_text("")
+    raw["data"]["rankings"] = [{"path": str(ranked), "format": "ranking"}]
+    raw["rewards"] = {**raw["rewards"], "helpfulness": {"kind": "helpfulness", "method": "reward-ranking"}}
+    run = _run(raw, tmp_path / "store", "plan")
+    align(run)
+    read = {
+        label: [up.label for up in run.artifacts[f"r1-{label}-certify"].upstream] for label in ("helpfulness", "safety")
+    }
+    assert "rankings" in read["helpfulness"] and "r1-annotate" not in read["helpfulness"]
+    assert "r1-annotate" in read["safety"] and "rankings" not in read["safety"]
+
+
 @pytest.mark.parametrize(
     ("certify", "wanted"),
     [

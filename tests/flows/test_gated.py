@@ -13,7 +13,7 @@ from configs.check import check
 from configs.load import FOLDER, resolve
 from flows.rounds import align
 from storage import Store, open_store
-from tasks import Rejected, Run
+from tasks import Rejected, Run, Stopped
 
 NEVER = {"kl": {"at": -1.0, "action": "reject"}}  # no version has a KL below -1: all are rejected
 
@@ -68,6 +68,23 @@ def test_or_the_campaign_goes_on_from_the_best_accepted_version(stopped: tuple[S
     assert [up.label for up in free.artifacts["v2"].upstream][:2] == ["v1", "v1"]
     assert run.verdicts["v2"].stage.recipe.best == "v0"  # type: ignore[attr-defined]
     assert run.rejected is None and run.artifacts["compare"].made() is not None
+
+
+def test_the_next_version_is_judged_against_the_best_and_built_upon_the_newest(stopped: tuple[Store, str, Run]) -> None:
+    """v1 may be no worse than v0 and yet behind it: v2 then goes on from v1, and answers for v0."""
+    store, _, before = stopped
+    summary = before.evaluations["v1"].summary()
+    assert summary is not None
+    gold = summary["against"]["v0"]["gold"]["difference"]["mean"]
+    chosen = campaign(worse="off", win_rate=None)
+    run = Run(chosen, store, chosen.runtime, mode="direct", until="v1")
+    with pytest.raises(Stopped):
+        align(run)
+    verdict = run.verdicts["v1"].summary()
+    assert verdict is not None and verdict["accepted"] and verdict["leads"] == (gold >= 0)
+    after = laid_out(store, "plan", worse="off", win_rate=None)
+    assert [up.label for up in after.artifacts["v2"].upstream][:2] == ["v1", "v1"]
+    assert after.verdicts["v2"].stage.recipe.best == ("v1" if gold >= 0 else "v0")  # type: ignore[attr-defined]
 
 
 def test_the_command_says_so_again_and_fails(stopped: tuple[Store, str, Run], tmp_path: Path) -> None:

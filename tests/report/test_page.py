@@ -124,7 +124,11 @@ def test_the_headline_names_the_versions_that_the_gate_rejected_after_it(finishe
     reasons = [{"action": "warn", "text": "parted"}, {"action": "reject", "text": "worse than v1 by gold"}]
     evidence.verdicts = {"v1": {"accepted": True, "verdict": "accepted", "reasons": []},
                          "v2": {"accepted": False, "verdict": "rejected", "reasons": reasons}}  # fmt: skip
-    assert headline(evidence).sentence.endswith(" The gate rejected v2: worse than v1 by gold.")
+    sentence = headline(evidence).sentence
+    assert (
+        " The gate rejected v2: worse than v1 by gold. Proxy and truth part between v1 (KL 2.0) and v2 (KL 9.0): "
+        in sentence
+    )
 
 
 def test_a_better_version_that_lost_a_kind_says_so(finished: Campaign) -> None:
