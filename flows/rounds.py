@@ -97,6 +97,8 @@ def align(run: Run, base: Artifact | None = None) -> Artifact:
         if accepted(run, run.verdicts[version]):
             sound.append(version)
             best = version if leads(run.verdicts[version]) else best
+        elif run.rejected:
+            break  # what there is will still be compared
         else:
             sound = [*(label for label in sound if label != best), best]
         run.reached(version)

@@ -1,7 +1,7 @@
 """Whether a version may be built upon, and what a rejected one means for the campaign."""
 
 from configs.gates import Gate, Verdict
-from tasks.run import Artifact, Rejected, Run
+from tasks.run import Artifact, Run
 
 VERSION = 1
 
@@ -29,8 +29,7 @@ def leads(verdict: Artifact) -> bool:
 def accepted(run: Run, verdict: Artifact) -> bool:
     """Whether the version was accepted (in a plan: supposed to be).
 
-    Raises:
-        Rejected: it was not, and the config says that this ends the campaign.
+    If it was not and the config says that this ends the campaign, `run.rejected` says why.
     """
     found = verdict.summary()
     if found is None or found["accepted"]:
@@ -43,5 +42,4 @@ def accepted(run: Run, verdict: Artifact) -> bool:
             f"{run.campaign.name}: the gate rejected {recipe.version}: {why}; gate.on_reject is stop, so the campaign ends "
             f"here (best version: {recipe.best}; fall_back would go on from it)"
         )
-        raise Rejected(run.rejected)
     return False
