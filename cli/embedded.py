@@ -120,6 +120,12 @@ def _await(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
             if process.poll() is not None:
                 break
         time.sleep(0.1)
+    if process.poll() is None:
+        load, cores = os.getloadavg()[0], os.cpu_count()
+        raise ServiceError(
+            f"Prefect's server did not answer within {_TIMEOUT:.0f} s (load {load:.0f} on {cores} cores): "
+            "run again when the machine is less busy"
+        )
     end = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
     raise ServiceError(
         f"Prefect's server did not start (`roundhouse doctor` looks for the reason); its last words:\n{end}"
