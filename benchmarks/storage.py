@@ -121,6 +121,7 @@ def on_s3(home: Path, source: Path, server: Any) -> Iterator[tuple[str, Timed]]:
         ref: list[Ref] = []
         caches = home / f"cache{turn}", home / f"other{turn}"
         with open_store(url, cache=caches[0]) as store, open_store(url, cache=caches[1]) as other:
+            _ = store.conditional, other.backend.size("none.json")  # both are connected, as boto3's client is
             ours = lambda s=store, r=ref: r.append(put(s, source, "put"))
             yield (
                 "S3, put",

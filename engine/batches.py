@@ -31,6 +31,7 @@ class Padded:
     last: Tensor  # [B] int64: index into the flattened [B * L] of the last real token
     positions: Tensor | None = None  # packed rows: [N, L] int64
     ends: Tensor | None = None  # packed rows: [N, L] int64: where in its row the tokens end that see this one
+    sizes: Tensor | None = None  # one packed row whose trees are attended to one by one: [U] int64, tokens of each
 
     def to(self, device: torch.device | str) -> "Padded":
         """The same batch on a device."""
@@ -46,6 +47,20 @@ class Padded:
         query = places[:, None]
         shut = (places > query) | (query >= self.ends[:, None])
         return torch.zeros(shut.shape, device=self.ids.device).masked_fill_(shut, -torch.inf)[:, None]
+
+    @cached_property
+    def trees(self) -> tuple[list[int], list[Tensor | None]]:
+        """Of trees that are attended to one by one: tokens of each, and `bias` [n, n] of each, None where it is causal."""
+        assert self.sizes is not None and self.ends is not None
+        sizes, biases, first = self.sizes.tolist(), [], 0
+        for size in sizes:
+            ends = self.ends[0, first : first + size] - first
+            places = torch.arange(size, device=ends.device)
+            shut = (places > places[:, None]) | (places[:, None] >= ends)
+            chain = bool((ends == size).all())  # one sequence
+            biases.append(None if chain else torch.zeros(shut.shape, device=ends.device).masked_fill_(shut, -torch.inf))
+            first += size
+        return sizes, biases
 
     @cached_property
     def blocks(self) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from engine import pruned
+from engine import apart, pruned
 from engine.batches import Padded
 from engine.implicit import Implicit
 
@@ -75,6 +75,8 @@ def compute(names: Sequence[str], model: Any, padded: Padded, temperature: float
 def _states(model: Any, padded: Padded, places: Tensor) -> Tensor:
     """The body's last hidden states at `places` (indices into the flattened rows), [N, D]."""
     body = getattr(model, model.base_model_prefix)
+    if padded.sizes is not None and pruned.known(body):
+        return apart.states_at(body, padded, places)
     if pruned.applies(body, places.numel(), padded.ids.numel()):
         return pruned.states_at(body, padded, places)
     states: Tensor = body(**_inputs(model, padded)).last_hidden_state

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine import pruned
 from engine.batches import Ids, Padded, collate
 
 ATTENTION_WEIGHT = 1.25  # a product inside attention costs this many of those in matrices (CPU, measured: 1.2)
+CALL = 1e6  # products that a call of attention costs beside its own (CPU, measured at a width of 64)
 WIDTHS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # row widths that are tried, in sizes of the largest tree
 
 
@@ -49,6 +51,7 @@ class Shape:
 
     matrices: float
     attention: float
+    apart: bool = False  # the model can attend to trees one by one (engine/apart.py)
 
 
 def shape_of(model: Any) -> Shape | None:
@@ -60,7 +63,10 @@ def shape_of(model: Any) -> Shape | None:
     body = getattr(model, model.base_model_prefix)
     spared = {id(m.weight) for m in body.modules() if isinstance(m, torch.nn.Embedding)}
     size = sum(p.numel() for p in body.parameters() if p.ndim >= 2 and id(p) not in spared)
-    return Shape(size / layers, 2.0 * int(config.hidden_size) * ATTENTION_WEIGHT)
+    apart = (
+        pruned.known(body) and config._attn_implementation == "sdpa" and next(model.parameters()).device.type == "cpu"
+    )
+    return Shape(size / layers, 2.0 * int(config.hidden_size) * ATTENTION_WEIGHT, apart)
 
 
 def arrange(
@@ -70,7 +76,7 @@ def arrange(
     shape: Shape | None,
     learned: Sequence[Sequence[bool] | None] | None = None,
 ) -> Padded:
-    """(prompt, response) pairs as a batch, padded or packed, whichever costs the model less.
+    """(prompt, response) pairs as a batch: padded, packed, or trees apart in one row, whichever costs the model less.
 
     The choice depends on the lengths and the model's shape only, so that a rerun makes the same one. Without a shape: padded.
     """
@@ -81,14 +87,19 @@ def arrange(
     width = max(lengths)
     padded = len(pairs) * width * (shape.matrices + shape.attention * width)
     cost, rows = min(((_cost(trees, rows, shape), rows) for rows in _layouts(trees)), key=lambda found: found[0])
-    if padded <= cost:
+    apart = shape.apart and _cost_apart(trees, shape) < min(padded, cost)
+    if padded <= cost and not apart:
         return collate(pairs, pad_id=pad_id, learned=learned)
-    return pack(pairs, trees, rows, pad_id, learned)
+    return pack(pairs, trees, [range(len(trees))] if apart else rows, pad_id, learned, apart=apart)
 
 
 def _cost(trees: Sequence[Tree], rows: Sequence[Sequence[int]], shape: Shape) -> float:
     width = _width(trees, rows)
     return len(rows) * width * (shape.matrices + shape.attention * width)
+
+
+def _cost_apart(trees: Sequence[Tree], shape: Shape) -> float:
+    return sum(tree.size * (shape.matrices + shape.attention * tree.size) + CALL for tree in trees)
 
 
 def grow(pairs: Sequence[tuple[Ids, Ids]]) -> list[Tree]:
@@ -171,10 +182,13 @@ def pack(
     rows: Sequence[Sequence[int]],
     pad_id: int,
     learned: Sequence[Sequence[bool] | None] | None = None,
+    *,
+    apart: bool = False,
 ) -> Padded:
     """Trees laid into rows as a batch with mask and positions.
 
     rows: indices into `trees` for each row, every tree once.
+    apart: there is one row, and its trees are attended to one by one.
     """
     width, count = _width(trees, rows), len(pairs)
     depth = max(len(response) for _, response in pairs)
@@ -199,7 +213,10 @@ def pack(
                 counts[k, :size] = True if marks is None else marks
                 last[k], lengths[k] = tokens[-1], len(tokens)
             first += tree.size
-    return Padded(*(torch.from_numpy(t) for t in (ids, lengths, source, target, counts, last, positions, ends)))
+    found = [ids, lengths, source, target, counts, last, positions, ends]
+    if apart:
+        found.append(np.array([trees[i].size for i in rows[0]], dtype=np.int64))
+    return Padded(*map(torch.from_numpy, found))
 
 
 def _place(tree: Tree, ids: np.ndarray, positions: np.ndarray, ends: np.ndarray, first: int) -> list[np.ndarray]:

@@ -16,15 +16,23 @@ KNOWN = ("LlamaModel", "Qwen2Model")  # bodies of exactly this structure
 WORTH = 0.75  # of the tokens: where more are read, the plain forward pass is as cheap
 
 
+def known(body: Any) -> bool:
+    """Whether the body has the structure that is written out here and in engine/apart.py."""
+    return (
+        type(body).__name__ in KNOWN
+        and type(body).__module__.startswith("transformers.")
+        and len(body.layers) == body.config.num_hidden_layers
+    )
+
+
 def applies(body: Any, places: int, tokens: int) -> bool:
     """Whether the last layer of this body can be pruned and enough is saved."""
-    if type(body).__name__ not in KNOWN or not type(body).__module__.startswith("transformers."):
+    if not known(body):
         return False
     config = body.config
     return (
         "sliding_attention" not in (getattr(config, "layer_types", None) or ())
         and not (body.training and config.attention_dropout)
-        and len(body.layers) == config.num_hidden_layers
         and places <= WORTH * tokens
     )
 

@@ -18,6 +18,7 @@ PAIRS = [
     ([7], [8, 9, 10, 11]),
 ]  # fmt: skip
 CHEAP_ATTENTION = Shape(matrices=1e6, attention=1.0)
+APART = Shape(matrices=1e6, attention=1e6, apart=True)
 
 
 def packed(pairs: Any, **more: Any) -> Any:
@@ -46,15 +47,20 @@ def test_a_token_sees_itself_and_what_it_continues() -> None:  # T08
         assert batch.positions[0, last] == len(whole) - 1 and batch.lengths[row] == len(whole)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_packing_changes_nothing(policies: dict[str, Path], architecture: str) -> None:  # T08
+@pytest.mark.parametrize(
+    ("architecture", "shape"),
+    [*((name, CHEAP_ATTENTION) for name in ARCHITECTURES), ("llama", APART), ("qwen2", APART), ("gpt2", APART)],
+)
+def test_packing_changes_nothing(policies: dict[str, Path], architecture: str, shape: Shape) -> None:  # T08
     """Log-probs, values and rewards, and the gradient of all of them, as from padded rows."""
     model, scorer = (
         load_policy(policies[architecture], Runtime()),
         reward_from_policy(policies[architecture], Runtime(), 3),
     )
     found = []
-    for batch in (collate(PAIRS, pad_id=0), packed(PAIRS)):
+    other = arrange(PAIRS, pad_id=0, shape=shape)
+    assert (other.sizes is not None) == shape.apart
+    for batch in (collate(PAIRS, pad_id=0), other):
         model.zero_grad()
         scorer.zero_grad()
         logp, entropy = forwards.logps_entropy(model, batch, 0.7)
@@ -82,17 +88,23 @@ def test_random_groups_are_exact(policy: Path) -> None:
         with torch.no_grad():
             wanted = forwards.logps(model, collate(pairs, pad_id=0, learned=learned))
             for layout in ([[i] for i in range(len(grow(pairs)))], [list(range(len(grow(pairs))))]):
-                found = forwards.logps(model, pack(pairs, grow(pairs), layout, 0, learned))
-                assert torch.allclose(found, wanted, atol=1e-5)
+                for apart in {False, len(layout) == 1}:
+                    found = forwards.logps(model, pack(pairs, grow(pairs), layout, 0, learned, apart=apart))
+                    assert torch.allclose(found, wanted, atol=1e-5)
 
 
 def test_the_cheaper_form_is_taken(policy: Path) -> None:
     alone = [([1, 2], [3, 4]), ([5, 6], [7, 8])]
     assert arrange(alone, pad_id=0, shape=Shape(1e6, 1e6)).bias is None  # nothing to share, attention dear: padded
     assert arrange(PAIRS, pad_id=0, shape=CHEAP_ATTENTION).bias is not None
+    assert arrange(PAIRS, pad_id=0, shape=Shape(1.0, 1.0, apart=True)).sizes is None  # calls dear
+    # rows of 4 cost 4 * (1e6 + 4e6) each; as many tokens and keys apart, and a call: dearer
+    assert arrange(alone, pad_id=0, shape=Shape(1e6, 1e6, apart=True)).sizes is None
+    found = arrange([*alone, ([1], [2])], pad_id=0, shape=Shape(1e6, 1e6, apart=True)).sizes
+    assert found is not None and found.tolist() == [4, 4, 2]
     model = load_policy(policy, Runtime())
     shape = shape_of(model)
-    assert shape is not None
+    assert shape is not None and shape.apart
     # a layer of 32: q 32x32, k and v 16x32, o 32x32; gate, up and down 64x32
     assert shape.matrices == 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32
     model.config.layer_types = ["sliding_attention", "full_attention"]
