@@ -18,6 +18,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from benchmarks.reliability.cost import MOST
 from benchmarks.reliability.kinds import CHOSEN
@@ -107,7 +108,9 @@ def of_stages(results: Path) -> list[tuple[str, int, int, str]]:
         notes = []
         for one in (line for line in states if line["work"] == work):
             points = ", ".join(f"{count} {role}" for role, count in sorted(one["points"].items()))
-            notes.append(f"{one['tried']} distinct states of {sum(one['points'].values())} points ({points})")
+            notes.append(
+                f"{one['tried']} distinct states of {sum(one['points'].values())} points ({points}){_age([one])}"
+            )
             tried, failed, repeated = one["tried"], len(one["failures"]), one["repeated"]
         if not notes:
             notes.append("its states: not run")
@@ -115,11 +118,18 @@ def of_stages(results: Path) -> list[tuple[str, int, int, str]]:
             mine = [kill for kill in kills if kill["work"] == work and kill["killed"]]
             roles = Counter(kill["role"] for kill in mine)
             parts = ", ".join(f"{roles[role]} of {count} {role}" for role, count in sorted(shape["points"].items()))
-            notes.append(f"{len(mine)} real kills ({parts}); at most {shape['longest']} steps may be repeated")
+            notes.append(
+                f"{len(mine)} real kills ({parts}){_age(mine)}; at most {shape['longest']} steps may be repeated"
+            )
             tried, failed = tried + len(mine), failed + sum(bool(kill["failures"]) for kill in mine)
             repeated = max([repeated, *(kill["repeated"] for kill in mine)])
         rows.append((f"stage killed: {work}", tried, failed, f"{'; '.join(notes)}, {repeated} were"))
     return rows
+
+
+def _age(kept: list[dict[str, Any]]) -> str:
+    """What is said of lines that were counted before the code of today; whoever keeps such lines marks them."""
+    return " (an earlier run)" if any(line.get("earlier") for line in kept) else ""
 
 
 def of_overlapped(results: Path) -> list[tuple[str, int, int, str]]:
@@ -128,7 +138,7 @@ def of_overlapped(results: Path) -> list[tuple[str, int, int, str]]:
     kinds = ", ".join(f"{count} {work}" for work, count in sorted(Counter(kill["work"] for kill in killed).items()))
     repeated = max((kill["repeated"] for kill in killed), default=0)
     failed = sum(bool(kill["failures"]) for kill in killed)
-    note = f"real kills ({kinds}); at most 2 steps may be repeated, {repeated} were"
+    note = f"real kills ({kinds}); at most 2 steps may be repeated, {repeated} were{_age(killed)}"
     return [(OVERLAPPED, len(killed), failed, note)] if killed else []
 
 

@@ -110,6 +110,7 @@ def _everything(folder: Path) -> None:
         Rank(versions=versions, seeds=(11,), bootstrap=500),
         evaluations=[run.evaluations[version] for version in versions],
     )
+    shutil.rmtree(folder / "outside", ignore_errors=True)  # of a call that was ended
     shutil.copytree(run.store.fetch(run.versions["base"].ref), folder / "outside", copy_function=os.link)
     adopt(run, CHOSEN["adopt"], Adopt(path=str(folder / "outside")))
     (folder / "again.yaml").write_text(json.dumps(REFRESH))

@@ -16,6 +16,7 @@ def _fill(folder: Path, failures: list[str], same: bool, few: int = 0, percent: 
         kill = {"work": work, "role": "child", "number": 3, "killed": True, "repeated": 1, "failures": wrong}
         lines["kills"] += [kill, {**kill, "number": 4, "killed": False}]
         state = {
+            "earlier": work == "rank",
             "work": work,
             "points": points,
             "tried": 25,
@@ -49,6 +50,7 @@ def test_what_ended_well_is_counted(tmp_path: Path) -> None:
     assert good
     states, kills = "25 distinct states of 11 points (9 child, 2 step)", "1 real kills (1 of 9 child, 0 of 2 step)"
     assert f"| stage killed: train | 26 | 0 | {states}; {kills}; at most 1 steps may be repeated, 1 were |" in text
+    assert "stage killed: rank | 26 | 0 | 25 distinct states of 11 points (9 child, 2 step) (an earlier run); 1" in text
     assert "beside its work | 20 | 0 | real kills (20 train); at most 2 steps may be repeated, 2 were |" in text
     assert "| storage of a whole run | 50 | 0 | stages of tiny-0: 3.00 of 97 CPU s, 3.00 % |" in text
     assert "50 stage, 50 worker; 1 campaigns, 1 with the undisturbed root" in text
