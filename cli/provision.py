@@ -58,7 +58,8 @@ def zombie_automation(client: SyncPrefectClient) -> None:
     """A run that stops sending heartbeats becomes Crashed, so that `resume` (and a person) can see it.
 
     An open-source server does nothing with missing heartbeats by itself, and a worker that is stopped kills its runs
-    without reporting them: they would look Running for ever.
+    without reporting them: they would look Running for ever. The silence is counted from the state Running on, because a
+    host can die before the first heartbeat.
     """
     wanted = AutomationCore(
         name=ZOMBIES,
@@ -66,7 +67,7 @@ def zombie_automation(client: SyncPrefectClient) -> None:
         trigger=EventTrigger(
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
             for_each={"prefect.resource.id"},
-            after={"prefect.flow-run.heartbeat"},
+            after={"prefect.flow-run.Running", "prefect.flow-run.heartbeat"},
             expect={
                 "prefect.flow-run.heartbeat",
                 "prefect.flow-run.Completed",
@@ -87,8 +88,12 @@ def zombie_automation(client: SyncPrefectClient) -> None:
             )
         ],
     )
-    if not client.read_automations_by_name(ZOMBIES):
-        client.create_automation(wanted)
+    found = client.read_automations_by_name(ZOMBIES)
+    if found and getattr(found[0].trigger, "after", None) == wanted.trigger.after:
+        return
+    for old in found:  # of an earlier version of the project
+        client.delete_automation(old.id)
+    client.create_automation(wanted)
 
 
 def deploy(root: Path, env: Mapping[str, str]) -> list[str]:

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -180,15 +181,27 @@ def test_nobody_gets_in_without_the_secret(house: Site) -> None:
     assert listening == ["127.0.0.1"]
 
 
+def _armed_by(automation: Any, after: set[str]) -> Any:
+    from prefect.events.schemas.automations import AutomationCore
+
+    told = automation.model_dump(exclude={"id"})
+    return AutomationCore.model_validate({**told, "trigger": {**told["trigger"], "after": after}})
+
+
 @pytest.mark.prefect
-def test_up_again_changes_nothing(house: Site) -> None:
+def test_up_again_changes_nothing_but_what_an_earlier_version_made(house: Site) -> None:
     from cli import provision
 
     before = {name: daemon.find(house.state, name) for name in ("server", "worker")}
+    with services.client(house) as client:  # as an earlier version of the project made it
+        (made,) = client.read_automations_by_name(provision.ZOMBIES)
+        client.delete_automation(made.id)
+        client.create_automation(_armed_by(made, {"prefect.flow-run.heartbeat"}))
     services.up(house, say=lambda line: None)
     assert {name: daemon.find(house.state, name) for name in ("server", "worker")} == before
     with services.client(house) as client:
-        assert len(client.read_automations_by_name(provision.ZOMBIES)) == 1
+        (found,) = client.read_automations_by_name(provision.ZOMBIES)
+        assert found.trigger.after == {"prefect.flow-run.Running", "prefect.flow-run.heartbeat"}
         assert sorted(d.name for d in client.read_deployments()) == ["iterative", "resume"]
         pool = client.read_work_pool(provision.POOL)
         assert pool.base_job_template["variables"]["properties"]["stream_output"]["default"] is False
