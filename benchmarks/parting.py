@@ -80,7 +80,7 @@ def best_of_n(table: Found) -> list[str]:
         for who in ("proxy", "truth"):
             cells = (spread(point.get(who)) for point in points)
             lines.append(f"| {name}, {who} | {' | '.join(cells)} |")
-        lines.append(f"| {name}, peaks | {json.dumps({k: v and v['peak_kl'] for k, v in curve['fit'].items()})} |")
+        lines.append(f"| {name}, peaks | {json.dumps({k: v and v.get('peak_kl') for k, v in curve['fit'].items()})} |")
     return lines
 
 
