@@ -16,6 +16,7 @@ from engine.errors import StageError
 from engine.formats import Typed, has_bidi, is_held_out, typed
 from engine.job import Job
 from engine.sources import Found, Refusal, read
+from storage.redact import redact
 from storage.rows import read_rows, write_rows
 
 SCHEMAS = {
@@ -167,6 +168,7 @@ def _labels(sources: Iterable[Source]) -> list[str]:
 
 
 def _write_rejected(path: Path, rejected: Iterable[Found]) -> None:
+    """Where each row stands and why it was refused; the reason quotes the row, which may hold a secret of the environment."""
     with path.open("w", encoding="utf-8") as out:
         for found in rejected:
-            out.write(json.dumps({"place": found.place, "reason": found.reason}, ensure_ascii=True) + "\n")
+            out.write(json.dumps({"place": found.place, "reason": redact(found.reason)}, ensure_ascii=True) + "\n")

@@ -51,6 +51,16 @@ def test_refused_rows_are_counted_and_listed_with_their_place(make_job: Any, tmp
     assert listed[0]["reason"] == "number NaN is not finite"
 
 
+def test_a_secret_in_a_refused_row_is_not_written_down(
+    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "planted-in-a-column")
+    source = lines(tmp_path / "a.jsonl", [*pairs(30), {"planted-in-a-column": "Hi"}])
+    ingested(make_job, "examples", source, max_rejected=0.1)
+    listed = (tmp_path / "out" / "rejected.jsonl").read_text()
+    assert "[redacted]" in listed and "planted-in-a-column" not in listed
+
+
 def test_too_many_refused_rows_fail_the_stage_and_name_the_first(make_job: Any, tmp_path: Path) -> None:
     source = lines(tmp_path / "a.jsonl", [*pairs(18), {"prompt": "x"}, "{"])
     with pytest.raises(
