@@ -89,12 +89,19 @@ def show(result: Mapping[str, Any]) -> None:
     table.add_column(result["suite"])
     table.add_column("prompts", justify="right")
     table.add_column("score", justify="right")
+    table.add_column("95 %", justify="right")
+    within = lambda found: "" if found is None else f"{found[0]:.3f} to {found[1]:.3f}"
     for name, value in result["subsets"].items():
-        table.add_row(name, str(result["counts"][name]), f"{value:.3f}")
+        table.add_row(name, str(result["counts"][name]), f"{value:.3f}", within(result.get("intervals", {}).get(name)))
     for name, value in result.get("sections", {}).items():
-        table.add_row(name, "", f"{value:.3f}", style="bold")
-    table.add_row("all", str(result["questions"]), f"{result['score']:.3f}", style="bold")
+        table.add_row(name, "", f"{value:.3f}", "", style="bold")
+    if result["score"] is not None:
+        table.add_row(
+            "all", str(result["questions"]), f"{result['score']:.3f}", within(result.get("interval")), style="bold"
+        )
     console.print(table)
+    if result["score"] is None:
+        console.print("no overall score: RewardBench counts its prior sets only beside its other sections")
     cut = (
         f"; {result['cut']} of {result['responses']} responses cut to {result['max_tokens']} tokens"
         if result["cut"]

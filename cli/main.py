@@ -166,16 +166,19 @@ def explain(
 
 @app.command()
 def report(
-    config: Config = "tiny",
+    config: Annotated[
+        str,
+        typer.Argument(help="A campaign: a config, one with another seed (tiny@2), or its name-digest in the store."),
+    ] = "tiny",
     other: Annotated[str | None, typer.Argument(help="A second campaign, for a page that compares the two.")] = None,
     seed: Seed = None,
     store: StoreUrl = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the page to this file, not into the store.")] = None,
 ) -> None:
     """Write the campaign's HTML page anew, also while it is running; with two campaigns, a page that compares them."""
-    from tasks.outcome import write_report
+    from cli.pages import write_page
 
-    beside = planned(other, seed, store, None) if other else None
-    typer.echo(f"report: {write_report(planned(config, seed, store, None), beside)}")
+    typer.echo(f"report: {write_page([config, *([other] if other else [])], seed, store, out)}")
 
 
 @app.command()

@@ -81,22 +81,28 @@ def scored_rows(
     ]
 
 
-def write_bad(out: Path, rolled: Rolled, number: int) -> str:
-    """Write the rollouts of a batch that broke the run beside the result; returns where, relative to it."""
+def write_bad(out: Path, rows: Sequence[Mapping[str, Any]], number: int) -> Path:
+    """Write the rollouts of a batch that broke the run beside the result; returns where."""
     path = out / "_beside" / "bad-rollouts.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"batch": number, "rows": _rollouts(rolled)}, indent=1) + "\n")
-    return "_beside/bad-rollouts.json"
+    path.write_text(json.dumps({"batch": number, "rows": rows}, indent=1) + "\n")
+    return path
 
 
-def write_alarm(out: Path, rolled: Rolled, number: int, alarms: Sequence[Mapping[str, Any]]) -> None:
+def write_alarm(out: Path, rows: Sequence[Mapping[str, Any]], number: int, alarms: Sequence[Mapping[str, Any]]) -> None:
     """Write the rollouts at which alarms rang among the results: what the policy had come to before it was put back."""
-    found = {"batch": number, "alarms": alarms, "rows": _rollouts(rolled)}
+    found = {"batch": number, "alarms": alarms, "rows": rows}
     (out / f"alarm-{number:05d}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
-def _rollouts(rolled: Rolled) -> list[dict[str, Any]]:
+def rollouts(rolled: Rolled) -> list[dict[str, Any]]:
+    """A batch as rows of token ids with their scores."""
     return [
         {"prompt_id": row["id"], "prompt": list(prompt), "response": list(response), "score": score}
         for row, (prompt, response), score in zip(rolled.rows, rolled.pairs, rolled.rollout.score.tolist())
     ]
+
+
+def unanswered(row: Mapping[str, Any], prompt: Sequence[int]) -> dict[str, Any]:
+    """The same of a prompt that the policy could not answer."""
+    return {"prompt_id": row["id"], "prompt": list(prompt), "response": [], "score": None}

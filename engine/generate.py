@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.decoders import Decoder, decoder_for
-from engine.errors import StageError
+from engine.errors import NotFinite, StageError
 
 Key = tuple[str, int]
 BLOCK = 64  # width of the first level of the inverse distribution function
@@ -265,7 +265,7 @@ class _Flight:
             places, self.tokens[done].tolist(), self.logps[done].tolist(), self.ages[done].tolist()
         ):
             if not all(math.isfinite(v) for v in values[:length]):
-                raise StageError(
+                raise NotFinite(
                     "the policy gave log-probabilities that are not finite; its weights or logits hold NaN or infinity"
                 )
             yield place, Generated(ids[:length], "eos" if ids[length - 1] == self.eos else "length", values[:length])

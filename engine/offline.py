@@ -111,7 +111,7 @@ def fit(job: Job, plan: Fit) -> tuple[Any, dict[str, Any]]:
     many steps had nothing to learn.
 
     Raises:
-        StageError: loss or gradient not finite (the batch is then in _beside/bad-batch.json), no token to learn from, or
+        StageError: loss or gradient not finite (the message says where the batch is), no token to learn from, or
             weights that did not move.
     """
     if plan.steps < 1:
@@ -270,7 +270,7 @@ def _add(totals: dict[str, tuple[float, float]], metrics: Metrics) -> None:
         totals[name] = (held[0] + float(total), held[1] + float(count))
 
 
-def _write_bad_batch(job: Job, step: int, items: Sequence[Item]) -> str:
+def _write_bad_batch(job: Job, step: int, items: Sequence[Item]) -> Path:
     path = job.out / "_beside" / "bad-batch.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
@@ -278,4 +278,4 @@ def _write_bad_batch(job: Job, step: int, items: Sequence[Item]) -> str:
         for item in items
     ]
     path.write_text(json.dumps({"step": step, "rows": rows}, indent=1) + "\n")
-    return "_beside/bad-batch.json"
+    return path

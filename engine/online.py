@@ -17,7 +17,7 @@ from typing import Any
 
 from engine import adapters, checkpoint, drawing
 from engine.errors import NotFinite, StageError
-from engine.evidence import metrics, scored_rows, write_alarm, write_bad
+from engine.evidence import metrics, rollouts, scored_rows, unanswered, write_alarm, write_bad
 from engine.job import Job
 from engine.ladder import Anchors, adjust, next_rung, raised, trainers
 from engine.models import save_model
@@ -52,7 +52,7 @@ def run(job: Job, judge: Judge | None = None) -> dict[str, Any]:
 
     Raises:
         StageError: an offline method, no prompt that fits, log-probs that drift, numbers that are not finite where alarms
-            are only recorded (the rollouts are then in _beside/bad-rollouts.json), or a policy that did not move.
+            are only recorded (the rollouts are then beside the result, the message says where), or a policy that did not move.
     """
     with tempfile.TemporaryDirectory() as scratch:
         return _run(job, judge, Path(scratch))
@@ -81,17 +81,25 @@ def _run(job: Job, judge: Judge | None, scratch: Path) -> dict[str, Any]:
     seconds = time.monotonic() - began
     job.timing("steps", seconds)
     job.log(f"{progress.step - first} batches of rollouts in {seconds:.1f} s")
-    assert rolled is not None, "no save point is made after the last iteration"
     return _publish(r, progress, rolled)
 
 
-def _step(r: Run, progress: Progress) -> Rolled:
-    """One batch of rollouts and what is learned from it. Ends the warm-up when the critic is good enough already."""
+def _step(r: Run, progress: Progress) -> Rolled | None:
+    """One batch of rollouts and what is learned from it; ends the warm-up when the critic is good enough already.
+
+    Returns the rollouts; None where the policy could not be sampled any more.
+    """
     recipe, number = r.recipe, progress.step + 1
     for trainer in trainers(r.learner).values():
         trainer.refresh()
-    greedy = getattr(r.method, "baseline", "") == "greedy"
-    rolled = roll(r.models, r.prompts, recipe, r.job.runtime, number, greedy=greedy, team=r.learner.policy)
+    try:
+        rolled = _roll(r, number)
+    except NotFinite as error:
+        if r.learner.policy.updates == 0:  # it came so: a fault and no collapse
+            raise
+        problem = _collapse(r, error, None, number)
+        _watch(r, progress, {"policy_steps": float(r.learner.policy.updates), "warmup": 0.0}, None, problem=problem)
+        return None
     signal, state, measured = r.method.signal(rolled.rollout, r.learner.config, progress.state)
     totals = Totals()
     totals.add(measured)
@@ -111,29 +119,64 @@ def _step(r: Run, progress: Progress) -> Rolled:
         else:
             share = progress.iteration / max(1, recipe.iterations - 1)
             row |= improve(r.learner, rolled, signal, number, share)
+            _check_weights(r)
             progress.state, progress.iteration = dict(state), progress.iteration + 1
             progress.tokens += int(rolled.rollout.mask.sum())
         bad = sorted(name for name, value in row.items() if not math.isfinite(value))
         if bad:
             raise NotFinite(f"{', '.join(bad)} not finite at iteration {progress.iteration}")
     except StageError as error:
-        problem = f"{error}; the rollouts are in {write_bad(r.job.out, rolled, number)}"
-        if r.anchors is None or not isinstance(error, NotFinite):
-            raise StageError(problem) from None
-        kept = {name: value for name, value in row.items() if math.isfinite(value)}
-        row = {**kept, "nonfinite": float(max(1, len(row) - len(kept)))}
-    progress.step = number
-    row["iteration"] = float(progress.iteration)
-    r.job.metrics(number, row)
-    _watch(r, progress, rolled, due, problem)
+        problem = _collapse(r, error, rolled, number)
+    _watch(r, progress, row, rolled, due=due, problem=problem)
     return rolled
 
 
-def _watch(r: Run, progress: Progress, rolled: Rolled, due: bool, problem: str) -> None:
-    """Judge the last row of the curve: note alarms and act on them, or accept the anchor that was proposed if one was due.
+def _roll(r: Run, number: int) -> Rolled:
+    greedy = getattr(r.method, "baseline", "") == "greedy"
+    return roll(r.models, r.prompts, r.recipe, r.job.runtime, number, greedy=greedy, team=r.learner.policy)
+
+
+def _check_weights(r: Run) -> None:
+    """Raise NotFinite where the last step left a weight that no later one and no sampler can use."""
+    r.learner.policy.refresh()
+    bad = [name for name, total in checkpoint.sums(r.models.policy).items() if not math.isfinite(total)]
+    if bad:
+        raise NotFinite(f"weights of the policy are not finite after a step: {bad[0]} ({len(bad)} in all)")
+
+
+def _collapse(r: Run, error: StageError, rolled: Rolled | None, number: int) -> str:
+    """What went wrong, as the text of an alarm.
+
+    Raises:
+        StageError: it is none (alarms are only recorded, or it is a fault); says where the rollouts are.
+    """
+    if r.anchors is not None and isinstance(error, NotFinite):
+        return str(error)
+    place = write_bad(r.job.out, _evidence(r, rolled, number), number)
+    raise StageError(f"{error}; the rollouts are in {place}") from None
+
+
+def _evidence(r: Run, rolled: Rolled | None, number: int) -> list[dict[str, Any]]:
+    """The rollouts of a batch; of one that could not be sampled what was asked."""
+    if rolled is not None:
+        return rollouts(rolled)
+    batch = r.prompts.batch(number, r.recipe.batch_size // r.recipe.k, r.recipe.seed)
+    return [unanswered(r.prompts.rows[i], r.prompts.ids[i]) for i in batch for _ in range(r.recipe.k)]
+
+
+def _watch(
+    r: Run, progress: Progress, row: dict[str, float], rolled: Rolled | None, *, due: bool = False, problem: str = ""
+) -> None:
+    """Add the row to the curve and judge it: note alarms and act on them, or accept the anchor that was proposed if one
+    was due.
 
     problem: why the row is not finite; empty where it is.
     """
+    if problem:
+        kept = {name: value for name, value in row.items() if math.isfinite(value)}
+        row = {**kept, "nonfinite": float(max(1, len(row) - len(kept)))}
+    progress.step += 1
+    r.job.metrics(progress.step, {**row, "iteration": float(progress.iteration)})
     rules, rows = r.recipe.tripwires, r.job.rows
     known = {alarm.rule for alarm in progress.alarms if alarm.step > progress.since}
     found = [lost(progress.step, 1, problem)] if problem else check(rows, rules, progress.since)
@@ -144,18 +187,18 @@ def _watch(r: Run, progress: Progress, rolled: Rolled, due: bool, problem: str) 
     if r.anchors is None:
         return
     if found:
-        _act(r, progress, rolled, found)
+        _act(r, progress, _evidence(r, rolled, progress.step), found)
     elif due and not violations(rows[-1], start_of(rows), rules):
         progress.anchor = progress.iteration - 1
         r.anchors.accept()
 
 
-def _act(r: Run, progress: Progress, rolled: Rolled, alarms: list[Alarm]) -> None:
+def _act(r: Run, progress: Progress, evidence: list[dict[str, Any]], alarms: list[Alarm]) -> None:
     """Keep the evidence, then end the run or go back to the anchor and go on under what the next rung changes."""
     assert r.anchors is not None
     taken = [rung["rung"] for rung in progress.rungs]
     rung = next_rung(r.recipe.tripwires, taken)
-    write_alarm(r.job.out, rolled, progress.step, [asdict(alarm) for alarm in alarms])
+    write_alarm(r.job.out, evidence, progress.step, [asdict(alarm) for alarm in alarms])
     reached, progress.stopped = progress.iteration, rung == "stop"
     if rung == "previous_version":
         r.anchors.rewind()
@@ -177,8 +220,11 @@ def _act(r: Run, progress: Progress, rolled: Rolled, alarms: list[Alarm]) -> Non
         "kl_coef": progress.state.get("kl_coef", getattr(r.learner.config, "kl_coef", None)),
     }
     progress.rungs.append(entry)
-    r.job.log(f"ladder: {rung} after {', '.join(entry['rules'])}: from iteration {reached} back to {progress.anchor}; "
-              f"learning rate {entry['learning_rate']:g}, KL coefficient {entry['kl_coef']:g}")  # fmt: skip
+    now = {"learning rate": entry["learning_rate"], "KL coefficient": entry["kl_coef"]}
+    told = ", ".join(f"{name} {value:g}" for name, value in now.items() if value is not None)
+    r.job.log(
+        f"ladder: {rung} after {', '.join(entry['rules'])}: from iteration {reached} back to {progress.anchor}; {told}"
+    )
 
 
 def _counted(progress: Progress) -> dict[str, Any]:
@@ -223,19 +269,21 @@ def _greedy(r: Run) -> int:
     return r.recipe.batch_size // r.recipe.k if getattr(r.method, "baseline", "") == "greedy" else 0
 
 
-def _publish(r: Run, progress: Progress, rolled: Rolled) -> dict[str, Any]:
+def _publish(r: Run, progress: Progress, rolled: Rolled | None) -> dict[str, Any]:
     """Write the policy (after an alarm that stops: the anchor) and the last rollouts; returns the summary."""
     job, learner = r.job, r.learner
     planned = progress.iteration * r.recipe.epochs * (r.recipe.batch_size // r.recipe.minibatch_size)
     done = learner.policy.updates
-    learner.policy.refresh()
     if progress.stopped:
         assert r.anchors is not None
         r.anchors.restore(learner)
     elif done != planned:
         raise StageError(f"{done} optimizer steps were done, {planned} were planned")
-    elif checkpoint.sums(r.models.policy) == progress.sums:
+    learner.policy.refresh()
+    if not progress.stopped and checkpoint.sums(r.models.policy) == progress.sums:
         raise StageError("training did not move any weight of the policy: is the learning rate 0?")
+    if rolled is None:  # the last batch could not be sampled; by the policy that is published it can
+        rolled = _roll(r, progress.step)
     save_model(adapters.merged(learner.policy.gather()), r.chat, job.out, "policy", r.recipe.dtype)
     policy = f"{drawing.fingerprint(job.folder('policy'))}-{progress.iteration - 1}"
     rows = scored_rows(rolled, r.chat, r.recipe, policy, r.judges, f"online-{progress.iteration}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from configs.runtime import Runtime
 from engine import suites
@@ -91,10 +91,13 @@ def _limit(model: Any) -> int:
 
 
 def _reward(folder: Path) -> tuple[Read, Scores, int]:
-    if (folder / CARD).is_file() and json.loads((folder / CARD).read_text())["kind"] != "reward":
+    if _kind(folder) == "policy":
         raise StageError(
             f"{folder}: a policy, no reward model; give --reference to score with what it prefers over that"
         )
+    labels = 1 if (folder / CARD).is_file() else _labels(folder)
+    if labels != 1:
+        raise StageError(f"{folder}: a classifier of {labels} labels, no reward model; want one with a single output")
     model = load_reward(folder, Runtime())
     if (folder / CARD).is_file():
         chat = load_chat(folder)
@@ -115,7 +118,24 @@ def _reward(folder: Path) -> tuple[Read, Scores, int]:
     return _theirs(tokenizer), scores, _limit(model)
 
 
+def _kind(folder: Path) -> str:
+    """What a model is, by our card or by its architecture: policy, reward (a sequence classifier), or "" for another."""
+    if (folder / CARD).is_file():
+        return str(json.loads((folder / CARD).read_text())["kind"])
+    names = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
+    endings = {"ForCausalLM": "policy", "LMHeadModel": "policy", "ForSequenceClassification": "reward"}
+    return next((kind for ending, kind in endings.items() if names[0].endswith(ending)), "")
+
+
+def _labels(folder: Path) -> int:
+    """How many outputs a sequence classifier has."""
+    return int(AutoConfig.from_pretrained(folder).num_labels)
+
+
 def _implicit(folder: Path, reference: Path) -> tuple[Read, Scores, int]:
+    for one in (folder, reference):
+        if _kind(one) == "reward":
+            raise StageError(f"{one}: a reward model, no policy; --reference is for a policy and the one it came from")
     ours = (folder / CARD).is_file()
     if ours != (reference / CARD).is_file():
         raise StageError(
@@ -153,7 +173,11 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _theirs(tokenizer: PreTrainedTokenizerFast) -> Read:
-    """By the model's own template: the response is what the whole conversation has beyond the prompt."""
+    """By the model's own template: the response is what the whole conversation has beyond the prompt.
+
+    The text is encoded whole, as published runs do: some tokenizers (SentencePiece) give a part of it other tokens. A
+    token that holds characters of both belongs to the response.
+    """
 
     def read(messages: Messages, text: str) -> Pair:
         whole = str(tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": text}], tokenize=False))
@@ -162,10 +186,15 @@ def _theirs(tokenizer: PreTrainedTokenizerFast) -> Read:
             opened = str(tokenizer.apply_chat_template(messages, tokenize=False))
         if not whole.startswith(opened) or len(opened) == len(whole):
             raise StageError("the chat template renders a prompt otherwise than a conversation that goes on from it")
-        prompt, response = (tokenizer.encode(part, add_special_tokens=False) for part in (opened, whole[len(opened) :]))
+        found = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        ids, ends = list(found["input_ids"]), [end for _, end in found["offset_mapping"]]
+        cut = next((i for i, end in enumerate(ends) if end > len(opened)), len(ids))
+        prompt, response = ids[:cut], ids[cut:]
         bos = tokenizer.bos_token_id
-        if bos is not None and prompt[0] != bos and tokenizer.encode("x")[0] == bos:
+        if bos is not None and ids[0] != bos and tokenizer.encode("x")[0] == bos:
             prompt = [bos, *prompt]  # the tokenizer opens every text with it, the template leaves it to the tokenizer
+        if not prompt or not response:
+            raise StageError("the chat template and the tokenizer leave a prompt or a response without a token")
         return prompt, response
 
     return read

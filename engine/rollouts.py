@@ -17,7 +17,7 @@ from configs.recipes import Limits, Online
 from configs.runtime import Runtime
 from engine import adapters
 from engine.batches import Padded, micro_batches, permutation
-from engine.errors import StageError
+from engine.errors import NotFinite, StageError
 from engine.forwards import logps, logps_entropy, rewards, values
 from engine.generate import Generated, generate
 from engine.idle import awake
@@ -107,7 +107,8 @@ def roll(
     team: the processes that share the work, each a part of the prompts (a trainer of engine/sharding.py).
 
     Raises:
-        StageError: a score that is not finite, or log-probs of sampler and trainer that differ beyond float noise.
+        NotFinite: log-probs of the policy. StageError: a score that is not finite, or log-probs of sampler and trainer
+            that differ beyond float noise.
     """
     indices = prompts.batch(number, recipe.batch_size // recipe.k, recipe.seed)
     asked = _keyed([prompts.rows[i] for i in indices], [prompts.ids[i] for i in indices])
@@ -223,6 +224,8 @@ def piecewise(
 def check_sampler(sampled: Tensor, trained: Tensor, mask: Tensor, recipe: Online) -> None:
     """Raise StageError unless the sampler used the weights and the temperature that are trained (METHODS T40, T61)."""
     gap = float((sampled - trained)[mask].abs().mean())
+    if not math.isfinite(gap):
+        raise NotFinite("the policy's log-probabilities are not finite when its responses are read again")
     limit = 1e-3 if recipe.dtype == "float32" else 0.05
     if not gap < limit:
         raise StageError(

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from engine.errors import StageError
+from engine.judgement import accuracy
 
 # RewardBench: subsets of each section and their published prompt counts. math-prm has 447 prompts and is weighted as the
 # code subsets together. https://github.com/allenai/reward-bench/blob/05a9005e/rewardbench/constants.py
@@ -144,6 +145,8 @@ def _unwrapped(text: str) -> tuple[str, str]:
 def score(questions: Sequence[Question], scores: Sequence[Sequence[float]]) -> dict[str, Any]:
     """The suite's result by its official rules, which its subsets decide; a local set has plain accuracies.
 
+    Accuracies of pairs have 95 % Wilson intervals. RewardBench's prior sets alone have no score: it has no rule for them.
+
     Args:
         scores: one a response of each question.
 
@@ -159,13 +162,21 @@ def score(questions: Sequence[Question], scores: Sequence[Sequence[float]]) -> d
     groups = {name: [i for i, q in enumerate(questions) if q.subset == name] for name in subsets}
     if any(len(q.responses) > 2 for q in questions):
         return second(questions, scores, groups)
-    right = {name: float(np.mean([scores[i][0] > scores[i][1] for i in group])) for name, group in groups.items()}
-    counts = {name: len(group) for name, group in groups.items()}
+    gaps = np.array([found[0] - found[1] for found in scores])
+    found = {name: accuracy(gaps[group]) for name, group in groups.items()}
+    right = {name: one["accuracy"] for name, one in found.items()}
+    table = {
+        "subsets": right,
+        "counts": {name: len(group) for name, group in groups.items()},
+        "intervals": {name: [one["low"], one["high"]] for name, one in found.items()},
+    }
     first_names = {name for section in SECTIONS.values() for name in section}
     if first_names & set(subsets):
-        return {"suite": "RewardBench", "subsets": right, "counts": counts, **first(right)}
-    overall = sum(right[name] * counts[name] for name in subsets) / len(questions)
-    return {"suite": "local", "subsets": right, "counts": counts, "score": overall}
+        return {"suite": "RewardBench", **table, **first(right)}
+    if set(subsets) <= set(PRIOR):
+        return {"suite": "prior sets only", **table, "score": None}
+    every = accuracy(gaps)
+    return {"suite": "local", **table, "score": every["accuracy"], "interval": [every["low"], every["high"]]}
 
 
 def first(accuracies: Mapping[str, float]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`python -m report CAMPAIGN PAGE.html --store URL`: write a campaign's page, and its model cards into the store.
 
 CAMPAIGN is a JSON file as `tasks.outcome.view` gives it, or the name-digest of a campaign that the store has recorded.
+Prints one JSON line: the name of what is on the page, and what must be known of it.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from report.model_card import model_card
 from report.page import write
 from report.pair import write_pair
 from report.ranking import write_ranking
-from report.record import view_of
+from report.record import fullest, view_of
 from report.view import View
 from storage import StorageError, Store, open_store
 
@@ -31,8 +32,9 @@ def main(arguments: list[str]) -> int:
     try:
         with open_store(given.store) as store:
             view = _view(store, given.campaign)
-            if given.beside:
-                write_pair(store, view, _view(store, given.beside), given.page)
+            beside = _view(store, given.beside) if given.beside else None
+            if beside:
+                write_pair(store, view, beside, given.page)
             elif view.config.get("bake_off"):
                 write_ranking(store, view, given.page)
             else:
@@ -43,6 +45,12 @@ def main(arguments: list[str]) -> int:
                     if evidence.archive.manifest(version.model) is not None:
                         card = model_card(evidence, version.label)
                         store.put(f"reports/{view.name}-{view.digest}/{version.label}.md", card.encode())
+            shown = [view, beside] if beside else [view]
+            said = {
+                "name": "-and-".join(f"{one.name}-{one.digest}" for one in shown),
+                "notes": [one.note for one in shown if one.note],
+            }
+            print(json.dumps(said))
     except (StorageError, ValueError, OSError) as err:
         print(f"error: {err}", file=sys.stderr)
         return 2
@@ -51,7 +59,9 @@ def main(arguments: list[str]) -> int:
 
 def _view(store: Store, campaign: str) -> View:
     file = Path(campaign)
-    return View.from_json(json.loads(file.read_text())) if file.suffix == ".json" else view_of(store, campaign)
+    if file.suffix != ".json":
+        return view_of(store, campaign)
+    return fullest(store, View.from_json(json.loads(file.read_text())))
 
 
 if __name__ == "__main__":

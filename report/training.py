@@ -41,6 +41,7 @@ class Curve:
     svg: Markup
     last: str
     unit: str
+    beyond: str = ""  # the limits that are too far away to be drawn
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,11 @@ def curve(label: str, name: str, rows: Sequence[Row], rules: Mapping[str, Any]) 
     pairs = [(float(row["step"]), float(row[name])) for row in rows if isinstance(row.get(name), int | float)]
     finite = [pair for pair in pairs if math.isfinite(pair[1])]
     series = Series(name, [Point(*pair) for pair in thin(finite)], marks=len(finite) == 1)
-    limits = [limit for limit in tripwires(name, rows, rules) if _near(limit[0], finite)] if rules else []
+    watching = tripwires(name, rows, rules) if rules else []
+    limits = [limit for limit in watching if _near(limit[0], finite)]
+    beyond = "; ".join(f"{text} at {exact(level)}" for level, text in watching if not _near(level, finite))
     svg = plot([series], Axis("step", room=0.0), Axis(""), limits=limits, title=f"{label}, {name}", size=SMALL)
-    return Curve(name, svg, exact(pairs[-1][1]) if pairs else "", UNITS.get(name, ""))
+    return Curve(name, svg, exact(pairs[-1][1]) if pairs else "", UNITS.get(name, ""), beyond)
 
 
 # metric, the rule's setting, its level from (setting, mean at the start, spread of the scores at the start), its name

@@ -34,6 +34,7 @@ class View:
     """A campaign: its nodes in the order of the work, its versions oldest first ("base" before "v0").
 
     planned: the nodes are all that the campaign will have, made or not; else they are what has been made.
+    note: what a reader must know of where this comes from.
     """
 
     name: str
@@ -43,6 +44,7 @@ class View:
     versions: tuple[Version, ...] = ()
     compare: Ref | None = None
     planned: bool = True
+    note: str = ""
     _by_label: Mapping[str, Node] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:

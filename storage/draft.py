@@ -21,7 +21,7 @@ from storage.attempt import (
 from storage.errors import AlreadyExists, Corrupt, StorageError, unwritable
 from storage.folder import make_folder, remove_tree
 from storage.manifest import Manifest
-from storage.names import Ref
+from storage.names import BESIDE, Ref
 
 if TYPE_CHECKING:
     from storage.store import Store
@@ -115,6 +115,19 @@ class Draft:
 
     def _forget(self) -> None:
         remove_tree(self.path, self._store.cache)
+
+    def give_up(self) -> str:
+        """Keep what a failed attempt has written beside its results (log, evidence) and return where the attempt is.
+
+        A store elsewhere gets these files; they go when another attempt of this name is committed.
+        """
+        backend = self._store.backend
+        if backend.folder is not None:
+            return str(self.path)
+        for path in sorted((self.path / BESIDE).rglob("*")):
+            if path.is_file():
+                backend.upload(path, f"{self._prefix}/{path.relative_to(self.path).as_posix()}")
+        return f"{backend.url}/{self._prefix}"
 
     def discard(self) -> None:
         """Remove everything that this draft has stored or written."""

@@ -1,15 +1,24 @@
 """What is left for people when a run has ended: the report, and tables and links in the Prefect UI."""
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from configs.campaign import Campaign
+from storage import Store
 from tasks.launch import ROOT, StageFailed
 from tasks.run import Run
+
+Say = Callable[[str], None]
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def view(run: Run) -> dict[str, Any]:
@@ -44,32 +53,62 @@ def report_name(campaign: Campaign, digest: str) -> str:
     return f"{campaign.name}-{digest}.html"
 
 
-def write_report(run: Run, beside: Run | None = None) -> str:
-    """Build the HTML page in a process of its own and put it into the store; returns where it is.
+def write_report(run: Run, say: Say = _to_stderr) -> str:
+    """Build the campaign's HTML page and its model cards and put them into the store; returns where the page is."""
+    return draw([run], run.store, say=say)
 
-    With `beside`, the page compares two campaigns; else it is the campaign's own, and its model cards are put there too.
+
+def draw(campaigns: Sequence[Run | str], store: Store, out: Path | None = None, say: Say = _to_stderr) -> str:
+    """Build a page in a process of its own and put it into the store, or into the file `out`; returns where it is.
+
+    A page in the store that shows more is kept: results may have been swept away since.
+
+    Args:
+        campaigns: one for its own page, with its model cards; two for a page that compares them. A text is the name-digest
+            of a campaign that the store has recorded.
+        say: is told in a line what must be known of the page.
     """
-    name = report_name(run.campaign, run.digest)
-    if beside is not None:
-        name = f"{name.removesuffix('.html')}-and-{report_name(beside.campaign, beside.digest)}"
     with tempfile.TemporaryDirectory() as folder:
-        spec, other, page = (Path(folder) / file for file in ("view.json", "other.json", "report.html"))
-        spec.write_text(json.dumps(view(run)))
-        if beside is not None:
-            other.write_text(json.dumps(view(beside)))
-        more = ["--cards"] if beside is None else ["--beside", str(other)]
+        page, given = Path(folder) / "report.html", []
+        for i, campaign in enumerate(campaigns):
+            given.append(campaign if isinstance(campaign, str) else f"{folder}/view-{i}.json")
+            if not isinstance(campaign, str):
+                Path(given[i]).write_text(json.dumps(view(campaign)))
+        more = ["--beside", given[1]] if len(given) > 1 else [] if out else ["--cards"]
         done = subprocess.run(
-            [sys.executable, "-m", "report", str(spec), str(page), "--store", run.store.url, *more],
+            [sys.executable, "-m", "report", given[0], str(page), "--store", store.url, *more],
             cwd=ROOT,
             capture_output=True,
             text=True,
         )
         if done.returncode:
             raise StageFailed(f"report: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-        run.store.put(f"reports/{name}", page.read_bytes())
-        if (table := page.with_suffix(".md")).exists():
-            run.store.put(f"reports/{name.removesuffix('.html')}.md", table.read_bytes())
-    return f"{run.store.url.rstrip('/')}/reports/{name}"
+        told = json.loads(done.stdout)
+        for line in told["notes"]:
+            say(f"note: {line}")
+        if out is not None:
+            out.write_bytes(page.read_bytes())
+            return str(out)
+        return _put(store, told["name"], page, say)
+
+
+def _put(store: Store, name: str, page: Path, say: Say) -> str:
+    key, data = f"reports/{name}.html", page.read_bytes()
+    place = f"{store.url.rstrip('/')}/{key}"
+    before = _stages(store.get(key)) if store.exists(key) else 0
+    if _stages(data) < before:
+        say(f"note: kept {place}: it shows {before} stages, the store now has {_stages(data)}; --out FILE writes those")
+        return place
+    store.put(key, data)
+    if (table := page.with_suffix(".md")).exists():
+        store.put(f"reports/{name}.md", table.read_bytes())
+    return place
+
+
+def _stages(page: bytes) -> int:
+    """How many finished stages a page says that it shows; 0 where it does not say."""
+    found = re.search(rb'<meta name="stages-done" content="(\d+)">', page)
+    return int(found[1]) if found else 0
 
 
 def publish(run: Run) -> str:

@@ -19,9 +19,9 @@ from typing import Any
 
 from configs.fields import Strict
 from configs.runtime import SERVED, Runtime
-from storage import Lease, LeaseLost, Manifest, Ref, SavePoint, Store, digest
+from storage import Draft, Lease, LeaseLost, Manifest, Ref, SavePoint, StorageError, Store, digest
 from tasks.code import stage_code
-from tasks.launch import Event, OutOfMemory, StageFailed, run_stage
+from tasks.launch import Event, OutOfMemory, StageFailed, StageStopped, run_stage
 from tasks.trackers import Curve
 
 Inputs = Mapping[str, Ref | Sequence[Ref]]
@@ -219,6 +219,10 @@ def _work(
         raise OutOfMemory(f"{error}; {keeps}") from error
     except LeaseLost as error:
         raise StageFailed(f"{stage.label}: {error}") from error
+    except StageStopped:
+        raise
+    except StageFailed as error:
+        raise type(error)(str(error).replace(str(draft.path), _given_up(draft))) from error
     finally:
         curve.close(bool(done))
     record = {
@@ -234,6 +238,14 @@ def _work(
     manifest = draft.commit(record, lease)
     saves.drop()
     return manifest
+
+
+def _given_up(draft: Draft) -> str:
+    """Where a failed attempt's log and evidence are: in the store, or here if that cannot be reached."""
+    try:
+        return draft.give_up()
+    except StorageError:
+        return str(draft.path)
 
 
 def _numerics_so_far(point: SavePoint | None) -> dict[str, Any]:

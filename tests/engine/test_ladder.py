@@ -1,7 +1,11 @@
 """engine.ladder: an alarm sends the run back to its anchor, one rung further; killed anywhere, it ends with the same bytes."""
 
+import importlib
 import json
-from collections.abc import Sequence
+import math
+import shutil
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 from online_runs import FAST, finish, prefers, recipe, result
+from safetensors.torch import load_file, save_file
 from test_online import Dying, Killed
 
+import methods
 from configs.recipes import Optimizer, Tripwires
 from configs.runtime import Runtime
 from engine import online
@@ -20,6 +26,7 @@ from engine.sharding import Plain
 from engine.tripwires import check, start_of
 from engine.updates import Learner
 from methods import ppo
+from storage.rows import read_rows
 
 RUNGS = ("lower_learning_rate", "raise_kl", "previous_version", "stop")
 ALWAYS = Tripwires(on_alarm="ladder", kl_budget=1e-9, patience=1, anchor=1)  # any KL at all is an alarm
@@ -201,6 +208,103 @@ def test_numbers_that_are_not_finite_lead_down_the_ladder_with_the_evidence(star
     weights = json.dumps(job.rows)
     assert "NaN" not in weights and "Infinity" not in weights
     assert job.rows[2]["nonfinite"] >= 1 and "nonfinite" not in job.rows[3]
+
+
+QUIET = {"kl_budget": 1e6, "min_explained": -1e9, "reward_sigmas": 1e6, "anchor": 1}
+
+
+def breaks(monkeypatch: pytest.MonkeyPatch, at: int, what: Callable[[torch.Tensor], Any]) -> None:
+    """After the last optimizer step on batch `at` the policy's weights are no longer sound; its loss was finite."""
+    real = online.improve
+
+    def broken(learner: Any, rolled: Any, signal: Any, number: int, share: float) -> Any:
+        row = real(learner, rolled, signal, number, share)
+        if number == at:
+            with torch.no_grad():
+                for parameter in learner.policy.model.parameters():
+                    what(parameter)
+        return row
+
+    monkeypatch.setattr(online, "improve", broken)
+
+
+def sound(out: Path) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in load_file(out / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("at", [2, 4])  # 4: the last iteration, after which nothing is sampled any more
+def test_weights_that_are_not_finite_after_a_step_lead_down_the_ladder(
+    start: Any, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    breaks(monkeypatch, at, lambda p: p.view(-1)[:1].fill_(math.nan))
+    job = start(recipe(warmup_batches=0, tripwires=Tripwires(on_alarm="ladder", **QUIET)))
+    summary = finish(job)
+    assert [(entry["rung"], entry["step"]) for entry in summary["ladder"]] == [("lower_learning_rate", at)]
+    assert "weights of the policy are not finite" in summary["alarms"][0]["text"]
+    assert summary["iterations"] == 4 and not summary["stopped"] and sound(job.out)
+    assert len(json.loads((job.out / f"alarm-{at:05d}.json").read_text())["rows"]) == 16
+
+
+def test_weights_that_are_not_finite_fail_a_stage_that_only_records(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks(monkeypatch, 4, lambda p: p.fill_(math.nan))
+    job = start(recipe(warmup_batches=0))
+    with pytest.raises(StageError, match=r"weights of the policy are not finite.*the rollouts are in ") as failed:
+        finish(job)
+    assert len(json.loads(Path(str(failed.value).rpartition(" in ")[2]).read_text())["rows"]) == 16
+
+
+@pytest.mark.parametrize("ladder", [("lower_learning_rate", "stop"), ("stop",)])
+def test_a_policy_that_cannot_be_sampled_any_more_leads_down_the_ladder(
+    start: Any, save_points: Any, monkeypatch: pytest.MonkeyPatch, ladder: Any
+) -> None:
+    """Finite weights whose logits are not: found when the next batch is sampled. The evidence is what was asked."""
+    breaks(monkeypatch, 2, lambda p: p.mul_(1e30))
+    chosen = recipe(warmup_batches=0, tripwires=Tripwires(on_alarm="ladder", ladder=ladder, **QUIET))
+    job = start(chosen)
+    summary = finish(job)
+    assert [(entry["rung"], entry["step"]) for entry in summary["ladder"]] == [(ladder[0], 3)]
+    assert "the policy gave log-probabilities that are not finite" in summary["alarms"][0]["text"]
+    assert summary["stopped"] == (ladder == ("stop",)) and sound(job.out)
+    evidence = json.loads((job.out / "alarm-00003.json").read_text())
+    assert len(evidence["rows"]) == 16 and evidence["rows"][0]["prompt"] and evidence["rows"][0]["response"] == []
+    assert len(list(read_rows(job.out / "rollouts-last.parquet", "Scored"))) == 16
+    with pytest.raises(Killed):
+        online.run(start(chosen, out="dead", saves=Dying(save_points(), 2), runtime={"save_steps": 1}))
+    again = start(chosen, out="again", saves=save_points(), runtime={"save_steps": 1000})
+    assert finish(again) == summary and result(again.out) == result(job.out)
+
+
+def test_a_policy_that_is_broken_from_the_start_is_a_fault(start: Any, policy: Path, tmp_path: Path) -> None:
+    shutil.copytree(policy, tmp_path / "broken")
+    tensors = {name: t * math.nan for name, t in load_file(policy / "model.safetensors").items()}
+    save_file(tensors, tmp_path / "broken/model.safetensors", {"format": "pt"})
+    job = start(recipe(tripwires=Tripwires(on_alarm="ladder")), policy=tmp_path / "broken")
+    with pytest.raises(StageError, match="the policy gave log-probabilities that are not finite"):
+        finish(job)
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """rloo without any KL, as a method of its own: methods/free.py."""
+    text = Path(methods.__file__).with_name("rloo.py").read_text()
+    text = text.replace("    kl_coef: float = 0.05  # TRL\n", "").replace('"kl_coef", ', "")
+    (tmp_path / "free.py").write_text(text.replace("config.kl_coef", "0.0"))
+    monkeypatch.setattr(methods, "_ROOM", tmp_path)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    importlib.invalidate_caches()
+    yield
+    sys.modules.pop("methods.free", None)
+
+
+def test_the_ladder_of_a_method_without_a_kl_coefficient(start: Any, free: Any) -> None:
+    rules = ALWAYS.model_copy(update={"ladder": ("lower_learning_rate", "stop")})
+    summary = finish(start(recipe(method="free", config={}, k=4, tripwires=rules, warmup_batches=0)))
+    assert [(entry["rung"], entry["kl_coef"]) for entry in summary["ladder"]] == [
+        ("lower_learning_rate", None),
+        ("stop", None),
+    ]
 
 
 def test_a_broken_reward_model_is_a_fault_and_no_collapse(start: Any) -> None:

@@ -82,6 +82,20 @@ def test_equal_scores_are_wrong_in_the_first_and_share_in_the_second() -> None:
     assert best_of([1.0] * 4) == 0.25 and best_of([2.0, 2.0, 1.0, 0.0]) == 0.5 and best_of([0.0, 1.0, 0.0, 0.0]) == 0.0
 
 
+def test_pairs_have_intervals_and_prior_sets_alone_no_score() -> None:
+    """2 of 4 right: Wilson (2 + 1.9207) / (4 + 3.8415) -+ 1.96 / 7.8415 * sqrt(1 + 0.9604) = 0.5 -+ 0.350."""
+    asked = [question(f"q{i}", "mine") for i in range(4)]
+    found = score(asked, [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    assert found["suite"] == "local" and found["score"] == 0.5
+    assert (
+        found["interval"] == pytest.approx([0.150, 0.850], abs=5e-4) and found["intervals"]["mine"] == found["interval"]
+    )
+    prior = [question(f"q{i}", name) for i, name in enumerate(PRIOR)]
+    found = score(prior, [[1.0, 0.0]] * 4)
+    assert found["suite"] == "prior sets only" and found["score"] is None and found["subsets"]["shp"] == 1.0
+    assert score([*prior, *asked], [[1.0, 0.0]] * 8)["suite"] == "local"
+
+
 def test_ties_by_hand() -> None:
     """N = 1: gap 2 - 1 = 1, spread 3 - 2 = 1, reference gap 0.5. N = 2: gap 3, spread 1, reference gap 4.
 
@@ -260,6 +274,24 @@ def test_implicit_reward_is_the_difference_of_log_probs(suite: Path, policies: d
     assert found["score"] == pytest.approx(sum(right) / 6)
 
 
+def test_a_model_of_the_other_kind_is_refused(suite: Path, policy: Path, rewards: list[Path], tmp_path: Path) -> None:
+    for pair in ((rewards[0], policy), (policy, rewards[0])):
+        with pytest.raises(StageError, match="a reward model, no policy; --reference is for a policy"):
+            run(suite, *pair)
+    for name, source in (("reward", rewards[0]), ("policy", policy)):  # strangers: by their architecture
+        shutil.copytree(source, tmp_path / name)
+        (tmp_path / name / CARD).unlink()
+    with pytest.raises(StageError, match="a reward model, no policy"):
+        run(suite, tmp_path / "reward", tmp_path / "policy")
+    with pytest.raises(StageError, match="a policy, no reward model; give --reference"):
+        run(suite, tmp_path / "policy")
+    config = json.loads((tmp_path / "reward/config.json").read_text())
+    labels = {"id2label": {str(i): f"L{i}" for i in range(3)}, "label2id": {f"L{i}": i for i in range(3)}}
+    (tmp_path / "reward/config.json").write_text(json.dumps({**config, **labels}))
+    with pytest.raises(StageError, match="a classifier of 3 labels, no reward model; want one with a single output"):
+        run(suite, tmp_path / "reward")
+
+
 def test_batches_do_not_matter_and_long_texts_are_cut(suite: Path, rewards: list[Path], tmp_path: Path) -> None:
     assert run(suite, rewards[0], rows=1) == run(suite, rewards[0], rows=12)
     assert panel.fit(([1] * 10, [2] * 10), 12) == ([1] * 6, [2] * 6)
@@ -300,6 +332,49 @@ STRANGERS: dict[str, Any] = {
 }
 
 
+def bytes_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special, alphabet = ["<|im_start|>", "<|im_end|>", "<|pad|>"], pre_tokenizers.ByteLevel.alphabet()
+    raw.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<|pad|>", eos_token="<|im_end|>")
+
+
+TEMPLATES = {
+    "newline": CHATML,
+    "space": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}",
+    "glued": "{% for m in messages %}{{ m['content'] }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", ["byte-level", "SentencePiece"])
+def test_a_text_is_encoded_whole_and_cut_where_the_response_begins(kind: str, template: str) -> None:
+    """Also where a token reaches over the seam (a space and a word): it belongs to the response."""
+    said = ["a red fox sang", " once upon a time", "\u00e9t\u00e9 \U0001f642", "42."]
+    if kind == "byte-level":
+        tokenizer = bytes_tokenizer([*said, "assistant: a", "user: why?\n"] * 3)
+    else:
+        folder = SHARED / "models/stories260K"
+        if not folder.is_dir():
+            pytest.skip("stories260K is not there; set ROUNDHOUSE_DATA")
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.chat_template = TEMPLATES[template]
+    read = panel._theirs(tokenizer)
+    asked = [{"role": "user", "content": "why?"}]
+    opened = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    for text in said:
+        whole = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": text}], tokenize=False)
+        wanted = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        prompt, response = read(asked, text)
+        assert prompt + response == wanted
+        decoded = tokenizer.decode(response).lstrip(), whole[len(opened) :].lstrip()
+        assert decoded[0] == decoded[1]  # all of the response, and of the prompt at most a space
+
+
 @pytest.mark.parametrize("kind", STRANGERS)
 def test_any_hugging_face_reward_model_is_scored_as_plain_transformers_scores_it(tmp_path: Path, kind: str) -> None:
     """A folder that knows nothing of us: its own byte-level tokenizer, ChatML, decoder or encoder; each text scored alone."""
@@ -314,15 +389,7 @@ def test_any_hugging_face_reward_model_is_scored_as_plain_transformers_scores_it
     ]
     suite, folder = tmp_path / "suite.jsonl", tmp_path / "stranger"
     suite.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    special = ["<|im_start|>", "<|im_end|>", "<|pad|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw.train_from_iterator(
-        [row["chosen"] + row["rejected"] for row in rows],
-        trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet),
-    )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<|pad|>", eos_token="<|im_end|>")
+    tokenizer = bytes_tokenizer([row["chosen"] + row["rejected"] for row in rows])
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(folder)
     torch.manual_seed(1)

@@ -50,7 +50,7 @@ def test_an_update_of_another_policy_is_named(start: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(online, "improve", late)
     job = start(recipe())
     with pytest.raises(
-        StageError, match=r"first minibatch: the policy is not the one that sampled: .*bad-rollouts.json"
+        StageError, match=r"first minibatch: the policy is not the one that sampled: .* in /.*bad-rollouts.json"
     ):
         finish(job)
     assert len(json.loads((job.out / "_beside/bad-rollouts.json").read_text())["rows"]) == 16

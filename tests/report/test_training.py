@@ -7,7 +7,7 @@ from configs.recipes import Tripwires
 from engine.tripwires import _RULES, start_of, violations
 from report.archive import Archive
 from report.evidence import Evidence
-from report.training import trainings, tripwires
+from report.training import curve, trainings, tripwires
 from tests.report.conftest import Campaign
 
 WATCHED = {"perplexity": "perplexity", "long": "response_length", "kl": "kl", "short": "response_length", "mute": "mute",
@@ -47,6 +47,14 @@ def test_every_finished_training_stage_has_its_curves(finished: Campaign) -> Non
         "step 10: ladder: lower learning rate, back to iteration 0",
         "step 15: ladder: stop, the run ended",
     ]
+
+
+def test_a_limit_too_far_to_draw_is_named_below_its_curve() -> None:
+    rows = [{"step": step, "kl": 0.1 * step} for step in (1, 2)]
+    drawn = curve("v5", "kl", rows, {"kl_budget": 20.0})
+    assert "tripwire" not in drawn.svg and drawn.beyond == "tripwire: kl at 40"
+    near = curve("v5", "kl", rows, {"kl_budget": 0.15})
+    assert "tripwire: kl" in near.svg and near.beyond == ""
 
 
 def test_a_rule_that_an_older_run_did_not_have_is_not_drawn() -> None:

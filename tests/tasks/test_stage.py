@@ -5,12 +5,15 @@ import threading
 from pathlib import Path
 
 import pytest
+from servers import Server
 
 from configs import Runtime
-from configs.recipes import Ingest, Source
+from configs.recipes import Ingest, Optimizer, Pretrain, Source, Tokenizer
 from storage import Store, open_store
-from tasks.launch import StageDied, StageFailed
+from tasks.launch import StageDied, StageFailed, stop_all
 from tasks.stage import MOST_DEATHS, Made, Stage, produce
+
+WORLD = Source(world="documents", count=200)
 
 
 def _stage(count: int = 20, **source: object) -> Stage:
@@ -45,6 +48,38 @@ def test_failed_work_leaves_no_result_and_says_why(store: Store, tmp_path: Path)
         produce(_stage(path=str(file), format="prompt-response"), store, Runtime())
     assert "\n" not in str(caught.value) and "p.jsonl" in str(caught.value)
     assert store.manifest(_stage(path=str(file), format="prompt-response").ref) is None
+
+
+@pytest.mark.parametrize("where", ["folder", pytest.param("moto", marks=pytest.mark.s3)])
+def test_the_evidence_of_failed_work_is_where_the_message_says(
+    where: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path / "store")
+    if where == "moto":
+        server: Server = request.getfixturevalue("moto")
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        store = open_store(server.url())
+    stop_all()  # the warm server keeps the environment it was started with
+    request.addfinalizer(stop_all)
+    documents = Stage("documents", "ingest", "rows", 1, Ingest(rows="documents", sources=(WORLD,)), device=False)
+    wild = Optimizer(learning_rate=1e30, warmup=0.0, min_warmup_steps=0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "max_position_embeddings": 64}  # fmt: skip
+    recipe = Pretrain(
+        architecture=shape,
+        tokenizer=Tokenizer(vocab_size=300),
+        sequence_length=16,
+        batch_size=4,
+        steps=20,
+        optimizer=wild,
+    )
+    inputs = {"documents": produce(documents, store, Runtime()).manifest.ref}
+    with pytest.raises(StageFailed, match="not finite; its rows are in ") as failed:
+        produce(Stage("base", "pretrain", "model", 1, recipe, inputs), store, Runtime())
+    place = str(failed.value).split("its rows are in ")[1].split("; ")[0]
+    text = Path(place).read_bytes() if where == "folder" else store.get(place.removeprefix(f"{store.url}/"))
+    assert json.loads(text)["rows"]
 
 
 def test_altered_bytes_are_made_anew_with_the_same_result(store: Store) -> None:
