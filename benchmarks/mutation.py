@@ -244,20 +244,22 @@ def test_files() -> dict[str, str]:
 
 
 def read_equivalent() -> dict[str, str]:
-    """place -> why no test can tell this mutant from the code."""
-    return dict(yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8")) or {})
+    """place -> why no test can tell this mutant from the code; the file has it by reason."""
+    reasons = yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8")) or {}
+    return {place: reason for reason, places in reasons.items() for place in places}
 
 
 def table(results: Results, wanted: list[Mutant], equivalent: dict[str, str]) -> str:
-    """Markdown: one line a file, then every survivor, the explained ones with their reason."""
+    """Markdown: one line a file, then how many survivors each reason explains, then those without one."""
     columns = ("killed", "timeout", "explained", "survived", "not run")
     counts: dict[str, dict[str, int]] = {}
-    left, told = [], []
+    left: list[str] = []
+    told: Counter[str] = Counter()
     for mutant in sorted(wanted, key=lambda mutant: mutant.place):
         outcome = results.get(mutant.key, {}).get("outcome", "not run")
         if outcome == "survived" and mutant.place in equivalent:
             outcome = "explained"
-            told.append(f"- `{mutant.place}`: {equivalent[mutant.place]}")
+            told[equivalent[mutant.place]] += 1
         elif outcome == "survived":
             left.append(f"- {mutant.file}.py:{mutant.line} `{mutant.place}`")
         for file in (mutant.file, "all"):
@@ -265,7 +267,8 @@ def table(results: Results, wanted: list[Mutant], equivalent: dict[str, str]) ->
     lines = [f"| file | mutants | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     for file, found in sorted(counts.items(), key=lambda pair: (pair[0] == "all", pair[0])):
         lines.append(f"| {file} | {sum(found.values())} | {' | '.join(str(found[column]) for column in columns)} |")
-    return "\n".join([*lines, "", *(["Explained:", "", *told, ""] if told else []), *left])
+    reasons = [f"- {number}: {reason}" for reason, number in told.most_common()]
+    return "\n".join([*lines, "", *(["Explained:", "", *reasons, ""] if reasons else []), *left])
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ def test_token_logps_divide_logits_by_the_temperature() -> None:
     close(ops.token_logps(logits, tensor([0, 1])).exp(), [0.1, 0.9])
     logits = logits.unsqueeze(0)
     close(ops.next_token_logps(logits, tensor([[0, 1]]), 2.0).exp(), [[0.75]])
+    close(ops.next_token_logps(logits, tensor([[0, 1]])).exp(), [[0.9]])
 
 
 def test_token_logps_upcast_before_the_softmax() -> None:
@@ -63,6 +64,7 @@ def test_reductions_ignore_what_is_masked() -> None:
     close(ops.sequence_mean(x, mask), [3.0, 6.0])
     nothing = torch.zeros_like(mask)
     close(ops.masked_mean(x, nothing), 0.0)
+    close(ops.masked_mean(x, tensor([[True, False, False], [False, False, False]])), 2.0)
     close(ops.sequence_mean(x, nothing), [0.0, 0.0])
 
 

@@ -124,6 +124,8 @@ def test_safety_term_by_hand() -> None:
     close(total - plain[0], 2 * halves / 2)
     close(number(metrics["safety_loss"]), halves / 3)
     assert number(metrics["unsafe_recall"]) == 0.5  # of the unsafe 0.5 and -2, one lies under 0
+    low = reward.loss({"reward": tensor([1.0, -0.5, 3.0, -2.0])}, batch, reward.Config(safety_weight=2.0))[1]
+    assert number(low["unsafe_recall"]) == 1
     assert "safety_loss" not in plain[1]
     unlabelled = pairs([1.0, 0.5])
     assert "safety_loss" not in reward.loss(*unlabelled, reward.Config(safety_weight=2.0))[1]
