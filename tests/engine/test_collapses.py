@@ -90,14 +90,13 @@ def test_the_ladder_leaves_a_collapse_with_a_sound_policy(who: Cast, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runs", [pytest.param(3, marks=pytest.mark.slow_short), HEALTHY])
-def test_healthy_runs_raise_no_alarm(who: Cast, tmp_path: Path, runs: int) -> None:
+def test_healthy_runs_raise_no_alarm(who: Cast, tmp_path: Path) -> None:
     """Runs that learn (a mild rate, the KL in the reward) in 10 iterations of 32 rollouts each."""
     rose, alarms = 0, {}
-    for seed in range(runs):
+    for seed in range(HEALTHY):
         summary = online.run(who.job(healthy(seed), tmp_path / f"seed-{seed}"), paid_for(mild))
         rose += summary["score"] > summary["score_first"]
         if summary["alarms"]:
             alarms[seed] = [(a["rule"], a["step"], a["text"]) for a in summary["alarms"]]
     assert alarms == {}
-    assert rose > 0.75 * runs  # they are runs that learn, not runs that stand still
+    assert rose > 0.75 * HEALTHY  # they are runs that learn, not runs that stand still
