@@ -1,7 +1,7 @@
 """PPO samples a second on human prompts: our online loop and the last PPOTrainer of TRL, side by side.
 
-    python -m venv /tmp/trl024 && /tmp/trl024/bin/pip install trl==0.24.0 transformers==4.57.6 torch==2.13.0
-    ROUNDHOUSE_DATA=DIR python -m benchmarks.ppo --trl /tmp/trl024/bin/python [--repeats 5] [--threads 1] [--k 1 4]
+    python -m venv .venv-trl024 && .venv-trl024/bin/pip install trl==0.24.0 transformers==4.57.6 torch==2.13.0
+    ROUNDHOUSE_DATA=DIR python -m benchmarks.ppo --trl .venv-trl024/bin/python [--repeats 5] [--threads 1] [--k 1 4]
 
 DIR holds data/hh_harmless. Policy, reference, reward model and critic are Llamas of 5.3M parameters with an 8k vocabulary and
 the same random weights on both sides, fp32. An iteration: 32 samples, 8 a minibatch, one pass (4 steps of policy and critic).

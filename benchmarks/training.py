@@ -1,7 +1,7 @@
 """Training steps a second on human pairs: packed prefix trees, padded rows, and TRL 1.16, side by side.
 
-    python -m venv /tmp/trl && /tmp/trl/bin/pip install trl==1.16.0 torch==2.13.0
-    ROUNDHOUSE_DATA=DIR python -m benchmarks.training [--trl /tmp/trl/bin/python] [--repeats 5] [--steps 2] [--threads 1]
+    python -m venv .venv-trl && .venv-trl/bin/pip install trl==1.16.0 torch==2.13.0
+    ROUNDHOUSE_DATA=DIR python -m benchmarks.training [--trl .venv-trl/bin/python] [--repeats 5] [--steps 2] [--threads 1]
 
 DIR holds data/hh_harmless. A Llama of 5.3M parameters with an 8k vocabulary, batches of 16 pairs, fp32, AdamW; the same
 weights, token ids, order and rates on every side; reference log-probs of DPO are precomputed on every side and not timed. The

@@ -1,7 +1,7 @@
 """The same batch through TRL 1.16 and through methods/: losses, gradients and advantages side by side.
 
-    python -m venv /tmp/trl && /tmp/trl/bin/pip install trl==1.16.0 torch==2.13.0
-    /tmp/trl/bin/python -m benchmarks.trl_parity
+    python -m venv .venv-trl && .venv-trl/bin/pip install trl==1.16.0 torch==2.13.0
+    .venv-trl/bin/python -m benchmarks.trl_parity
 
 TRL's own trainers collate, run the model and reduce; ours gets the logits of the same model and the same masks. Models and
 tokenizer are tiny and random, made here; nothing is downloaded. Prints a Markdown table; exits 1 if a difference that should

@@ -238,6 +238,9 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Exit as leave:
         sys.exit(leave.exit_code)
+    except typer.exceptions.TyperException as error:  # how the command was written
+        sys.stderr.write(f"error: {error.format_message()}\n")
+        sys.exit(2)
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:

@@ -170,7 +170,12 @@ def _check_end(plan: Fit, model: Any, updates: int, counters: dict[str, int], su
         raise StageError(f"{updates} optimizer steps were done, {plan.steps} were planned")
     if counters["tokens"] == 0:
         raise StageError("no token had a loss: every response is empty or masked")
-    if checkpoint.sums(model) == sums:
+    after = checkpoint.sums(model)
+    if bad := [name for name, total in after.items() if not math.isfinite(total)]:
+        raise StageError(
+            f"weights are not finite after the last step: {bad[0]} ({len(bad)} in all); lower the learning rate"
+        )
+    if after == sums:
         raise StageError("training did not move any weight: is the learning rate 0?")
 
 

@@ -17,24 +17,18 @@ WORTH = 0.75  # of the tokens: where more are read, the plain forward pass is as
 
 
 def known(body: Any) -> bool:
-    """Whether the body has the structure that is written out here and in engine/apart.py."""
+    """Whether the body has the structure that is written out here and in engine/apart.py: every layer sees all before it."""
     return (
         type(body).__name__ in KNOWN
         and type(body).__module__.startswith("transformers.")
         and len(body.layers) == body.config.num_hidden_layers
+        and "sliding_attention" not in (getattr(body.config, "layer_types", None) or ())
     )
 
 
 def applies(body: Any, places: int, tokens: int) -> bool:
     """Whether the last layer of this body can be pruned and enough is saved."""
-    if not known(body):
-        return False
-    config = body.config
-    return (
-        "sliding_attention" not in (getattr(config, "layer_types", None) or ())
-        and not (body.training and config.attention_dropout)
-        and places <= WORTH * tokens
-    )
+    return known(body) and not (body.training and body.config.attention_dropout) and places <= WORTH * tokens
 
 
 def mask_for(model: Any, padded: Padded) -> Any:

@@ -27,7 +27,8 @@ HEAD = (
 class Judged:
     """One reward model: label of its stage, round, kind, what its held_out.json says, and its accuracy by grade.
 
-    by_grade and own are over the pairs of its own kind where it was certified, else over all of its held-out pairs.
+    by_grade, own and bins (of its calibration) are over the pairs of its own kind where it was certified, else over all of
+    its held-out pairs.
     """
 
     label: str
@@ -36,6 +37,7 @@ class Judged:
     found: Mapping[str, Any]
     own: Mapping[str, Any]
     by_grade: Mapping[str, Any]
+    bins: Sequence[Mapping[str, float]]
     certified: bool
 
 
@@ -52,9 +54,12 @@ def judged(evidence: Evidence) -> list[Judged]:
         examined = evidence.view.node(f"{node.label}-certify")
         certificate = evidence.archive.json(examined.ref, "certificate.json") if examined else None
         known = certificate if certificate and "by_grade" in certificate else None
-        own, by_grade = (known["own"], known["by_grade"]) if known else (found, found.get("by_grade", {}))
+        if known:
+            read = known["own"], known["by_grade"], known.get("calibration", {}).get("bins", [])
+        else:
+            read = found, found.get("by_grade", {}), found.get("calibration", [])
         models.append(
-            Judged(node.label, int(turn[1]) if turn else place + 1, str(kind), found, own, by_grade, known is not None)
+            Judged(node.label, int(turn[1]) if turn else place + 1, str(kind), found, *read, known is not None)
         )
     return sorted(models, key=lambda model: (model.round, model.label))
 
@@ -98,19 +103,19 @@ def _points(models: Sequence[Judged], pick: Any, name: str) -> list[Point]:
 
 
 def _calibration(model: Judged) -> Figure:
-    bins = model.found.get("calibration", [])
     points = [
         Point(
             one["predicted"],
             one["right"],
             f"predicted {percent(one['predicted'])}, found {percent(one['right'])} of {one['pairs']} pairs",
         )
-        for one in bins
+        for one in model.bins
     ]
     even = Series("perfectly calibrated", [Point(0.5, 0.5), Point(1.0, 1.0)], "muted", marks=False, dashed=True)
     caption = (
         f"{model.label}: the probability that it gives to the response it prefers, against how often the annotators prefer it "
-        "too. Below the line it is too sure of itself."
+        "too. Below the line it is too sure of itself. Held-out pairs"
+        f"{' of its own kind' if model.certified else ''}."
     )
     x, y = Axis("predicted probability", low=0.48, high=1.02), Axis("found")
     return figure(f"Calibration of the {model.kind} model", [Series(model.label, points), even], x, y, caption=caption)
@@ -124,7 +129,7 @@ def rows(models: Sequence[Judged]) -> list[list[str]]:
             number(model.found["pairs"]),
             _share(model.found),
             _share(model.found.get("own")),
-            number(calibration_error(model.found.get("calibration", [])), 3),
+            number(calibration_error(model.bins), 3),
             number(model.found.get("length_correlation"), 2),
             percent(model.found.get("unsafe_recall")),
         ]

@@ -32,7 +32,7 @@ def view(run: Run) -> dict[str, Any]:
                 "label": artifact.label,
                 "stage": artifact.stage.work,
                 "key": artifact.ref.key,
-                "inputs": [upstream.label for upstream in artifact.upstream],
+                "inputs": list(dict.fromkeys(upstream.label for upstream in artifact.upstream)),
             }
             for artifact in run.artifacts.values()
         ],

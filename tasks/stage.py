@@ -170,25 +170,14 @@ def _work(
             f"{stage.label}: {deaths} runs in a row died at step {point.step if point else 0} before the next save point; "
             "look at what kills them (memory?), save more often, or run again to try once more"
         )
-    recipe = stage.recipe.model_dump(mode="json")
-    spec = {
-        "stage": stage.work,
-        "label": stage.label,
-        "recipe": recipe,
-        "inputs": stage.input_keys(),
-        "store": store.url,
-        "ref": stage.ref.key,
-        "epoch": lease.epoch,
-        "out": str(draft.path),
-        "runtime": {**runtime.model_dump(mode="json"), **_numerics_so_far(point)},
-    }
+    spec = _spec(stage, store, runtime, lease, draft, point)
     timings: list[Event] = []
     curve = Curve(
         beside,
         runtime,
         stage.label,
         stage.ref.key,
-        recipe,
+        spec["recipe"],
         lambda text: listen(stage.label, {"event": "log", "text": text}),
     )
     if point:
@@ -238,6 +227,23 @@ def _work(
     manifest = draft.commit(record, lease)
     saves.drop()
     return manifest
+
+
+def _spec(
+    stage: Stage, store: Store, runtime: Runtime, lease: Lease, draft: Draft, point: SavePoint | None
+) -> dict[str, Any]:
+    """What the child process is told."""
+    return {
+        "stage": stage.work,
+        "label": stage.label,
+        "recipe": stage.recipe.model_dump(mode="json"),
+        "inputs": stage.input_keys(),
+        "store": store.url,
+        "ref": stage.ref.key,
+        "epoch": lease.epoch,
+        "out": str(draft.path),
+        "runtime": {**runtime.model_dump(mode="json"), **_numerics_so_far(point)},
+    }
 
 
 def _given_up(draft: Draft) -> str:

@@ -19,6 +19,8 @@ from configs.load import FOLDER
             "no model 'r9-helpfulness' in micro; it has base",
         ),
         (["micro/v1", "--suite", "{suite}", "--store", "{store}"], "v1 of micro has not been made yet"),
+        ([], "Missing argument 'model'.\n"),
+        (["micro/v1", "--bogus"], "No such option: --bogus"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], wanted: str, tmp_path: Path) -> None:

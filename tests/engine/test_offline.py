@@ -169,6 +169,16 @@ def test_weights_that_do_not_move_are_an_error(policy: Path, make_job: Callable[
         fit(make_job("train", None), plan(load_policy(policy, Runtime()), rows, []))
 
 
+def test_weights_that_the_last_step_broke_are_not_published(policy: Path, make_job: Callable[..., Any]) -> None:
+    """A step of a size beyond fp32 from a finite gradient: no later loss is there to tell."""
+    broken = plan(load_policy(policy, Runtime()), items(2), [[0, 1]])
+    with torch.no_grad():
+        next(broken.model.parameters()).view(-1)[-1] = 3.4e38  # of a token that nobody reads
+    rate = OPTIMIZER.model_copy(update={"learning_rate": 3e38, "weight_decay": 10.0})
+    with pytest.raises(StageError, match=r"weights are not finite after the last step: .*; lower the learning rate"):
+        fit(make_job("train", None), Fit(**{**vars(broken), "optimizer": rate}))
+
+
 def test_bad_batch_is_written_and_named(policy: Path, make_job: Callable[..., Any]) -> None:
     job, rows, model = make_job("train", None), items(4), load_policy(policy, Runtime())
     model.model.embed_tokens.weight.data[int(rows[2].prompt[0])] = float("nan")

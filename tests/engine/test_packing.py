@@ -7,7 +7,7 @@ import torch
 from tiny_models import ARCHITECTURES
 
 from configs.runtime import Runtime
-from engine import forwards
+from engine import forwards, pruned
 from engine.batches import collate
 from engine.models import load_policy, reward_from_policy
 from engine.packing import Shape, arrange, grow, pack, shape_of
@@ -91,6 +91,23 @@ def test_random_groups_are_exact(policy: Path) -> None:
                 for apart in {False, len(layout) == 1}:
                     found = forwards.logps(model, pack(pairs, grow(pairs), layout, 0, learned, apart=apart))
                     assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_a_body_with_a_sliding_window_keeps_its_own_forward() -> None:
+    """Its layers do not see all that lies before: neither of the forms written out here may take it."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    small = {
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    slid = Qwen2ForCausalLM(Qwen2Config(**small, use_sliding_window=True, sliding_window=4, max_window_layers=0))
+    assert shape_of(slid) is None and not pruned.known(slid.model)
+    plain = Qwen2ForCausalLM(Qwen2Config(**small))
+    assert shape_of(plain) is not None and pruned.known(plain.model)
 
 
 def test_the_cheaper_form_is_taken(policy: Path) -> None:

@@ -39,14 +39,18 @@ def test_figure_6_counts_a_models_own_pairs_where_it_was_certified(store: Store)
     add_start(campaign)
     add_round(campaign, "v1")
     share = {"accuracy": 0.9, "low": 0.8, "high": 1.0, "count": 40}
+    bins = [{"predicted": 0.8, "right": 0.9, "pairs": 40}]
 
     def certificate(out: Path) -> dict[str, Any]:
-        (out / "certificate.json").write_text(json.dumps({"own": share, "by_grade": {"better": share}}))
+        (out / "certificate.json").write_text(
+            json.dumps({"own": share, "by_grade": {"better": share}, "calibration": {"bins": bins}})
+        )
         return {}
 
     campaign.stage("r1-safety-certify", "certify", "certificate", ["r1-safety"], certificate)
     helpfulness, safety = judged(Evidence(campaign.view, Archive(store)))
     assert (helpfulness.certified, safety.certified) == (False, True) and safety.own == share
+    assert safety.bins == bins and rows([safety])[0][4] == "0.100"
     drawn = figures([helpfulness, safety])[1]
     assert drawn.head == ["round", "better", "all grades"] and drawn.rows[0][1:] == ["0.900", "0.900 (0.800 to 1.000)"]
     assert "the held-out safety pairs" in drawn.caption
