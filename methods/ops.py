@@ -65,7 +65,7 @@ def share(total: Tensor, count: Tensor) -> Tensor:
 
 def measure(total: Tensor, count: Tensor | float) -> tuple[Tensor, Tensor]:
     """A metric: (sum, count), detached fp32."""
-    return total.detach().float(), torch.as_tensor(count, device=total.device).detach().float()
+    return total.detach().float(), torch.as_tensor(count, device=total.device).float()
 
 
 def last_index(mask: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def pair_accuracy(chosen: Tensor, rejected: Tensor) -> Tensor:
 def best_of_credit(scores: Tensor) -> Tensor:
     """Credit for candidate 0 among K, [B, K] -> [B]: 1/n if it is one of n that share the maximum. Source: RewardBench 2."""
     top = scores == scores.max(-1, keepdim=True).values
-    return top[:, 0].float() / top.sum(-1)
+    return top[:, 0] / top.sum(-1)
 
 
 def replace_missing_eos(
@@ -229,10 +229,10 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     next_value = torch.zeros_like(following)
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        following = torch.where(mask[:, t], delta + gamma * lam * following, 0.0)
+        following = delta + gamma * lam * following
         next_value = values[:, t]
         advantages[:, t] = following
-    return advantages, torch.where(mask, advantages + values, 0.0)
+    return advantages, advantages + values
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

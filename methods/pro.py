@@ -56,7 +56,7 @@ def ranking_loss(mean_logp: Tensor, score: Tensor, present: Tensor) -> Tensor:
     own = mean_logp * sharpness.amax(-1)
     others = (mean_logp.unsqueeze(1) * sharpness).masked_fill(~worse, -torch.inf)
     denominator = torch.cat([own.unsqueeze(-1), others], -1).logsumexp(-1)
-    return torch.where(worse.any(-1), denominator - own, 0.0).sum(-1)
+    return (denominator - own).sum(-1)  # nothing of those that have no worse one
 
 
 def loss(forwards: Forwards, batch: Batch, config: Config) -> tuple[Tensor, Metrics]:

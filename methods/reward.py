@@ -57,8 +57,8 @@ def ranking_loss(chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
 
 
 def safety_loss(reward: Tensor, label: Tensor, label_mask: Tensor) -> Tensor:
-    """Half the cross-entropy of sigmoid(reward) against "is safe", 0 where there is no label: [B] fp32."""
-    entropy = binary_cross_entropy_with_logits(reward.float(), label.float(), reduction="none")
+    """Half the cross-entropy of sigmoid(reward) (fp32) against "is safe", 0 where there is no label: [B] fp32."""
+    entropy = binary_cross_entropy_with_logits(reward, label.float(), reduction="none")
     return torch.where(label_mask, entropy / 2, 0.0)
 
 

@@ -34,7 +34,7 @@ class Config:
 
 def count(batch: Batch) -> Tensor:
     """Known labels."""
-    return batch.label_mask.sum().float()
+    return batch.label_mask.sum()
 
 
 def loss(forwards: Forwards, batch: Batch, config: Config) -> tuple[Tensor, Metrics]:

@@ -175,29 +175,29 @@ def test_grpo_loss_by_hand() -> None:
 
 
 def test_metrics_of_a_step() -> None:
-    """Ratios 1.5, 0.5 and 1 on three tokens of two responses: one clipped (advantage 1 and 1), drift by size."""
+    """Ratios 1.5, 0.5 and 1.1 on three tokens of two responses: one clipped (advantage 1 and 1), drift by size."""
     mask = tensor([[True, True], [True, False]])
-    logp = tensor([[1.5, 0.5], [1.0, 9.0]]).log()
-    zero = torch.zeros(2, 2)
-    forwards = {"policy_logp": logp, "old_logp": zero, "reference_logp": zero, "advantages": torch.ones(2, 2)}
+    old = torch.full((2, 2), -1.0)
+    logp = old + tensor([[1.5, 0.5], [1.1, 9.0]]).log()
+    forwards = {"policy_logp": logp, "old_logp": old, "reference_logp": old, "advantages": torch.ones(2, 2)}
     batch = batch_of(mask, count=tensor(2.0))
     k3 = lambda ratio: math.log(ratio) + 1 / ratio - 1
     wanted = {
-        "policy_loss": -((1.2 + 0.5) / 2 + 1) / 2,
-        "kl_loss": (k3(1.5) + k3(0.5)) / 3,
-        "ratio": 1.0,
+        "policy_loss": -((1.2 + 0.5) / 2 + 1.1) / 2,
+        "kl_loss": (k3(1.5) + k3(0.5) + k3(1.1)) / 3,
+        "ratio": 3.1 / 3,
         "clip_fraction": 1 / 3,
-        "drift": (math.log(1.5) + math.log(2)) / 3,
+        "drift": (math.log(1.5) + math.log(2) + math.log(1.1)) / 3,
     }
     metrics = grpo.loss(forwards, batch, grpo.Config(kl_coef=0.0))[1]
     assert {name: number(metric) for name, metric in metrics.items()} == pytest.approx(wanted, rel=1e-4)
-    assert [float(x) for x in metrics["ratio"]] == [3, 3]
+    assert float(metrics["ratio"][1]) == 3
     found = rloo.loss(forwards, batch, rloo.Config())[1]
     wanted = {
-        "policy_loss": -(0.75 + 1) / 2,
-        "ratio": 1.75 / 2,
+        "policy_loss": -(0.75 + 1.1) / 2,
+        "ratio": 1.85 / 2,
         "clip_fraction": 0.0,
-        "drift": (math.log(1.5) + math.log(2)) / 3,
+        "drift": (math.log(1.5) + math.log(2) + math.log(1.1)) / 3,
     }
     assert {name: number(metric) for name, metric in found.items()} == pytest.approx(wanted, rel=1e-4)
 

@@ -102,6 +102,16 @@ def test_piecewise_branches() -> None:
     assert found.branch.tolist() == [1, 0, 1, 1, 0, 1]
     close(found.score, torch.where(found.by_safety, safety, helpfulness))
     close(ops.SAFETY_THRESHOLD, -1.7346)
+    assert found.branch.dtype == torch.int64
+
+
+def test_piecewise_compares_in_fp32() -> None:
+    """The nearest bf16 number to a threshold lies on one side of it; the comparison must not round the threshold."""
+    safety = tensor([0.15, 0.7]).bfloat16()
+    for threshold in (0.15, 0.7):  # bf16 0.15039 and 0.69922
+        low = ops.piecewise(torch.zeros(2).bfloat16(), safety, tensor([False, False]), threshold)
+        exact = ops.piecewise(torch.zeros(2), safety.float(), tensor([False, False]), threshold)
+        assert torch.equal(low.by_safety, exact.by_safety) and torch.equal(low.score, exact.score)
 
 
 def test_piecewise_of_large_raw_scores_is_finite() -> None:
@@ -116,7 +126,9 @@ def test_piecewise_of_large_raw_scores_is_finite() -> None:
 
 def test_ties_are_wrong_for_pairs_and_shared_for_candidates() -> None:
     """T20: a constant scorer has accuracy 0, and 1/4 in best of 4."""
-    close(ops.pair_accuracy(tensor([1.0, 2.0, 0.0]), tensor([1.0, 1.0, 3.0])), [0, 1, 0])
+    found = ops.pair_accuracy(tensor([1.0, 2.0, 0.0]), tensor([1.0, 1.0, 3.0]))
+    close(found, [0, 1, 0])
+    assert found.dtype == torch.float32
     close(ops.best_of_credit(torch.zeros(2, 4)), [0.25, 0.25])
     close(ops.best_of_credit(tensor([[2.0, 1.0], [1.0, 2.0], [2.0, 2.0]])), [1.0, 0.0, 0.5])
     close(ops.best_of_credit(tensor([[3.0, 1.0], [2.0, 1.0]])), [1.0, 1.0])  # each row has its own maximum
@@ -180,6 +192,7 @@ def test_token_rewards_place_the_score_on_the_last_token() -> None:
     mask = tensor([[1, 1, 1, 0], [1, 1, 1, 1]]).bool()
     found = ops.token_rewards(tensor([1.0, 1.0]), k1, mask, 0.1)
     close(found, [[-0.02, 0.05, 1.0, 0.0], [-0.02, 0.05, 0.0, 0.99]])
+    assert torch.equal(ops.token_rewards(tensor([1.0, 1.0]).bfloat16(), k1, mask, 0.1), found)
 
 
 @pytest.mark.parametrize(
@@ -281,6 +294,8 @@ def test_explained_variance() -> None:
     close(found([1.0, 2.0, 3.0, 0.0]), 1.0)
     close(found([5.0, 5.0, 5.0, 0.0]), 0.0)
     close(found([3.0, 2.0, 1.0, 0.0]), -3.0)  # errors -2, 0, 2: variance 8/3 over 2/3
+    flat = ops.explained_variance(tensor([[3.0, 2.0, 1.0, 0.0]]), torch.ones(1, 4), mask)
+    assert float(flat) < -1e6  # returns that do not vary: what varies beside them explains nothing
     rng = torch.Generator().manual_seed(0)
     low = [(5 + torch.randn(2, 8, generator=rng)).bfloat16() for _ in range(2)]
     values, wanted = (x.double() for x in low)
@@ -297,7 +312,7 @@ def test_clipped_surrogate_table() -> None:
     assert clipped.tolist() == [True, False, False, True]
     loss, _, clipped = ops.clipped_surrogate(ratio.log(), torch.zeros(4), tensor([1.0, 1, -1, -1]), 0.0)
     close(loss, [-1.5, -0.5, 1.5, 0.5])
-    assert not clipped.any()
+    assert not clipped.any() and clipped.dtype == torch.bool
     far = ops.clipped_surrogate(tensor([500.0, -500.0]), torch.zeros(2), tensor([-1.0, -1.0]), 0.0)[1]
     close(far.log(), [20.0, -20.0])
 
@@ -312,7 +327,9 @@ def test_clipped_value_loss_takes_the_larger() -> None:
     close(loss, [3.24 / 2, 9.0 / 2])
     loss, clipped = ops.clipped_value_loss(one, zero, tensor([2.0, -2.0]), 0.0)
     close(loss, [0.5, 4.5])
-    assert not clipped.any()
+    assert not clipped.any() and clipped.dtype == torch.bool
+    loss, clipped = ops.clipped_value_loss(tensor([0.125]), tensor([0.0]), tensor([2.0]), 0.25)
+    assert not clipped.any()  # inside the clip both are one: nothing was clipped
 
 
 def test_best_of_n_kl_table() -> None:

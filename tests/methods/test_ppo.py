@@ -190,6 +190,8 @@ def test_metrics_of_a_rollout() -> None:
         close(number(metrics[name]), value), name
     # returns 2, 5, 5 (variance 2); errors 1, 3, 2 (variance 2/3)
     close(number(metrics["explained_variance"]), 1 - (2 / 3) / 2)
+    low = signal(dataclasses.replace(given, branch=tensor([0, 0])), PLAIN)[2]
+    assert number(low["under_threshold"]) == 1
 
 
 def test_advantages_are_whitened_over_all_tokens_then_clipped() -> None:
@@ -232,8 +234,10 @@ def test_adaptive_kl_uses_the_sequence_sum() -> None:
     close(found["rewards"], torch.full((n, 20), -0.2 * 0.6))  # this batch is charged by the old coefficient
     again, state, _ = ppo.signal(given, config, state)
     close(again["rewards"], torch.full((n, 20), -0.200512 * 0.6), 1e-5)
-    fixed = signal(given, dataclasses.replace(config, kl_control="fixed"))[1]
-    assert fixed["kl_coef"] == 0.2
+    _, fixed, metrics = signal(given, dataclasses.replace(config, kl_control="fixed"))
+    assert fixed["kl_coef"] == 0.2 and number(metrics["kl_coef"]) == pytest.approx(0.2)
+    near = dataclasses.replace(config, kl_target=11.0)  # 12 of 11 nats: an error of 1/11, which no clip hides
+    close(signal(given, near)[1]["kl_coef"], 0.2 * (1 + 1 / 11 * n / near.kl_horizon), 1e-6)
 
 
 def test_running_statistics_go_on_from_the_state() -> None:
@@ -260,11 +264,11 @@ def test_first_minibatch_has_ratio_one_and_the_policy_gradient() -> None:
 
 
 def test_metrics_of_a_step() -> None:
-    """ratio 1.5 and 0.5 against clip 0.2: one of the two clipped; KL by k3 of the old policy's samples."""
+    """ratio 1.5 and 0.6 against clip 0.2: one of the two clipped; KL by k3 of the old policy's samples."""
     mask = tensor([[True, True, False]])
     old = tensor([[-1.0, -1.0, -1.0]])
     forwards = {
-        "policy_logp": old + tensor([[1.5, 0.5, 7.0]]).log(),
+        "policy_logp": old + tensor([[1.5, 0.6, 7.0]]).log(),
         "old_logp": old,
         "advantages": tensor([[1.0, 1.0, 9.0]]),
         "policy_entropy": tensor([[2.0, 4.0, 9.0]]),
@@ -275,11 +279,11 @@ def test_metrics_of_a_step() -> None:
     total, metrics = ppo.loss(forwards, batch_of(mask), PLAIN)
     k3 = lambda ratio: ratio - 1 - math.log(ratio)
     wanted = {
-        "policy_loss": (-1.2 - 0.5) / 2,
-        "ratio": 1.0,
+        "policy_loss": (-1.2 - 0.6) / 2,
+        "ratio": 2.1 / 2,
         "clip_fraction": 0.5,
-        "approx_kl": (k3(1.5) + k3(0.5)) / 2,
-        "drift": (math.log(1.5) - math.log(0.5)) / 2,
+        "approx_kl": (k3(1.5) + k3(0.6)) / 2,
+        "drift": (math.log(1.5) - math.log(0.6)) / 2,
         "entropy": 3.0,
         "value_loss": (3.24 + 9) / 4,
         "value_clip_fraction": 0.5,
@@ -287,7 +291,7 @@ def test_metrics_of_a_step() -> None:
     assert metrics.keys() == wanted.keys()
     for name, value in wanted.items():
         close(number(metrics[name]), value)
-    close(total, (-1.2 - 0.5) / 2 + 0.5 * (3.24 + 9) / 4)
+    close(total, (-1.2 - 0.6) / 2 + 0.5 * (3.24 + 9) / 4)
     without = {key: value for key, value in forwards.items() if key != "policy_entropy"}
     assert "entropy" not in ppo.policy_loss(without, batch_of(mask), PLAIN)[1]
 
@@ -326,3 +330,17 @@ def test_a_rollout_without_values_is_refused() -> None:
     given = dataclasses.replace(rollout(), value=None)
     with pytest.raises(ValueError, match="the rollout has no value"):
         signal(given, ppo.Config())
+
+
+def test_small_settings_are_settings() -> None:
+    """A target under 1 nat is one; an entropy clip under 1 without a bonus does nothing, like any other."""
+    assert ppo.Config(kl_target=0.5).kl_target == 0.5
+    with pytest.raises(ValueError, match="entropy_clip without entropy_coef"):
+        ppo.Config(entropy_clip=0.5, entropy_coef=0.0)
+
+
+def test_equal_scores_keep_their_sign_when_scaled() -> None:
+    """Their deviation is 0: eps is added to it, never taken from it."""
+    config = dataclasses.replace(PLAIN, reward_scaling="scale")
+    found, _ = processed([2.0] * 10, config)
+    assert bool((found > 0).all())

@@ -247,6 +247,14 @@ def test_pro_goldens(logps: list[float], scores: list[float], wanted: float) -> 
     close([float(total), number(metrics["rank_loss"])], [wanted, wanted])
 
 
+def test_pro_gives_a_loss_to_every_row() -> None:
+    """Two rows of the golden numbers above, the second without a third response."""
+    logps = tensor([[-1.0, -1.5, -2.0], [-1.0, -2.0, 9.0]])
+    scores = tensor([[3.0, 2.0, 0.0], [1.0, 1.0, 7.0]])
+    present = tensor([[True, True, True], [True, True, False]])
+    close(pro.ranking_loss(logps, scores, present), [2.02372, math.log(2)])
+
+
 def test_pro_imitation_term() -> None:
     """0.05 (n - 1)^2 times the best response's summed loss: n 3, sum 4."""
     with_it, metrics = pro.loss(*ranking([-2.0, -1.0, -3.0], [5.0, 1.0, 0.0]), pro.Config())

@@ -126,6 +126,8 @@ def test_safety_term_by_hand() -> None:
     assert number(metrics["unsafe_recall"]) == 0.5  # of the unsafe 0.5 and -2, one lies under 0
     low = reward.loss({"reward": tensor([1.0, -0.5, 3.0, -2.0])}, batch, reward.Config(safety_weight=2.0))[1]
     assert number(low["unsafe_recall"]) == 1
+    even = reward.loss({"reward": tensor([1.0, 0.0, 3.0, -2.0])}, batch, reward.Config(safety_weight=2.0))[1]
+    assert number(even["unsafe_recall"]) == 0.5  # 0 is not found unsafe
     assert "safety_loss" not in plain[1]
     unlabelled = pairs([1.0, 0.5])
     assert "safety_loss" not in reward.loss(*unlabelled, reward.Config(safety_weight=2.0))[1]
@@ -207,6 +209,8 @@ def test_pointwise_by_hand() -> None:
     close(number(metrics["verdict_loss"]), float(total))
     undecided = reward_pointwise.loss({"reward": torch.zeros(4)}, batch, reward_pointwise.Config())[1]
     assert number(undecided["accuracy"]) == 0.5  # 0 is a no: right on the rejected half
+    half = reward_pointwise.loss({"reward": tensor([0.0, -1.0, 0.0, -1.0])}, batch, reward_pointwise.Config())[1]
+    assert number(half["accuracy"]) == 0.5
 
 
 def test_pointwise_safety_labels() -> None:
@@ -217,6 +221,17 @@ def test_pointwise_safety_labels() -> None:
     close([number(metrics["accuracy"]), float(metrics["verdict_loss"][1])], [1 / 3, 3])
     with pytest.raises(ValueError, match="needs rows with chosen_safe"):
         reward_pointwise.loss(*pairs([1.0, 2.0]), reward_pointwise.Config(verdict="safe"))
+
+
+@pytest.mark.parametrize("name", ["reward", "reward-attributes"])
+def test_metrics_of_low_precision_are_added_in_fp32(name: str) -> None:
+    """T44: rewards of 8 significant bits; their sums have more."""
+    given = problem(name, rows=64, **({"attributes": tuple("abcde")} if name == "reward-attributes" else {}))
+    low = given.forwards["reward"].bfloat16()
+    found, wanted = (given.method.loss({"reward": x}, given.batch, given.config)[1] for x in (low, low.float()))
+    assert {key: float(total) for key, (total, _) in found.items()} == {
+        key: float(total) for key, (total, _) in wanted.items()
+    }
 
 
 def test_attributes_by_hand() -> None:
@@ -233,6 +248,8 @@ def test_attributes_by_hand() -> None:
     close(number(metrics["error_helpfulness"]), 0.75)
     close(number(metrics["error_verbosity"]), 0.4)
     close([number(metrics["exact_helpfulness"]), number(metrics["exact_verbosity"])], [1.0, 1.0])
+    low = tensor([[4.0, 1.0], [0.498046875, 2.0]]).bfloat16()  # 0.998 is 1 in bf16: rounded there it would be no 0
+    close(number(reward_attributes.loss({"reward": low}, batch, config)[1]["exact_helpfulness"]), 1.0)
     off = reward_attributes.loss({"reward": tensor([[3.4, 1.6], [0.5, 0.0]])}, batch, config)[1]
     close([number(off["exact_helpfulness"]), number(off["exact_verbosity"])], [0.0, 0.0])
 

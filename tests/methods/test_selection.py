@@ -25,6 +25,7 @@ def test_rejection_takes_the_best_by_branch_then_score() -> None:
     assert texts(rejection.select(given, rejection.Config(keep=2), random.Random(0))) == ["t2", "t0"]
     assert texts(rejection.select(given, rejection.Config(keep=9), random.Random(0))) == ["t2", "t0", "t1"]
     assert texts(rejection.select(given, rejection.Config(take="worst"), random.Random(0))) == ["t1"]
+    assert texts(rejection.select(given, rejection.Config(take="worst", keep=2), random.Random(0))) == ["t1", "t0"]
     assert rejection.select([], rejection.Config(), random.Random(0)) == []
 
 

@@ -148,6 +148,7 @@ def test_batch_of_fills_in_the_rest() -> None:
     assert not batch.score.any() and not batch.grade.any() and batch.label.shape == batch.label_mask.shape == (2, 0)
     labelled = batch_of(mask, label=torch.ones(2, 3, dtype=torch.int64), count=torch.tensor(7), progress=0.5)
     assert labelled.label_mask.all() and labelled.label.dtype == torch.float32
+    assert batch.rank.dtype == torch.int64 and labelled.label_mask.dtype == torch.bool
     assert float(labelled.count) == 7 and labelled.progress == 0.5
     whole = torch.tensor([1, 2])
     numbers = batch_of(mask, score=whole, grade=whole, weight=whole, count=torch.tensor(7))
@@ -204,7 +205,8 @@ def test_denominators() -> None:
     assert float(denominator(methods.load("dpo"), batch)) == 2
     assert float(denominator(methods.load("grpo"), batch)) == 3
     assert float(denominator(methods.load("reward-attributes"), batch)) == 6
-    assert denominator(methods.load("dpo"), batch).dtype == torch.float32
+    for name in ("sft", "dpo", "reward-attributes"):
+        assert denominator(methods.load(name), batch).dtype == torch.float32
 
 
 def test_the_page_of_methods_names_tests_that_exist() -> None:
