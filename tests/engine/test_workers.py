@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from configs.recipes import Limits, Sample
+from configs.runtime import Runtime
 from engine import sample
 from storage import Ref, Store, open_store
 
@@ -34,7 +35,8 @@ def sample_spec(store: Store, policy: Path, prompts: Path, out: Path, **runtime:
     return {
         "stage": "sample", "label": "sample", "recipe": RECIPE.model_dump(mode="json"), "store": store.url,
         "inputs": {"policy": commit(store, "model", "policy", policy), "prompts": commit(store, "rows", "prompts", prompts)},
-        "ref": Ref("rows", "sample", "1" * 16).key, "out": str(out), "runtime": {"sample_rows": 1, **runtime},
+        "ref": Ref("rows", "sample", "1" * 16).key, "out": str(out),
+        "runtime": Runtime(**{"sample_rows": 1, **runtime}).model_dump(mode="json"),
     }  # fmt: skip
 
 

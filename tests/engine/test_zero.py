@@ -13,6 +13,7 @@ from online_runs import recipe
 from safetensors.torch import load_file
 
 from configs.recipes import Tripwires
+from configs.runtime import Runtime
 from storage import Ref, Store, open_store
 from storage.rows import write_rows
 
@@ -63,7 +64,7 @@ def spec(store: Store, out: Path, stage: str, changes: dict[str, Any], runtime: 
     return {
         "stage": stage, "label": stage, "recipe": recipe, "store": store.url, "ref": Ref("model", out.name, "1" * 16).key,
         "inputs": {"model": Ref("model", "base", "0" * 16).key, role: [rows + "0" * 16]}, "out": str(out),
-        "runtime": {"train_rows": 2, **runtime},
+        "runtime": Runtime(**{"train_rows": 2, **runtime}).model_dump(mode="json"),
     }  # fmt: skip
 
 
