@@ -60,6 +60,7 @@ class _Notes:
     def __init__(self) -> None:
         self.seen: Counter[tuple[str, int, int]] = Counter()
         self.whole = 0
+        self.readers = 1  # models that score what is read
 
     def add(self, kind: str, pairs: Iterable[tuple[int, int]]) -> None:
         """Note sequences of (prompt, response) tokens."""
@@ -111,6 +112,7 @@ def note_lengths(folder: Path) -> None:
     import engine.scoring
 
     generate, ids, finish = engine.generate.generate, engine.scoring._ids, Job.finish
+    together = engine.scoring.score_together
 
     def step(job: Job, plan: Any, trainer: Any, number: int, items: Any, *rest: Any) -> None:
         kind = "reward" if "reward" in plan.method.forwards else "train"
@@ -123,8 +125,15 @@ def note_lengths(folder: Path) -> None:
 
     def read(*given: Any) -> Any:
         pair = ids(*given)
-        notes.seen[("score", len(pair[0]), len(pair[1]))] += 1  # also what is scored once for several
+        notes.seen[("score", len(pair[0]), len(pair[1]))] += notes.readers
         return pair
+
+    def alike(models: Any, *rest: Any, **more: Any) -> Any:
+        notes.readers = len(models)
+        try:
+            return together(models, *rest, **more)
+        finally:
+            notes.readers = 1
 
     def finished(job: Job) -> None:
         finish(job)
@@ -133,6 +142,7 @@ def note_lengths(folder: Path) -> None:
         (folder / f"{job.out.parent.parent.name}-{job.out.parent.name}.json").write_text(json.dumps(lines))
 
     engine.offline._step = notes.around(engine.offline._step, step)
+    engine.scoring.score_together = alike
     engine.scoring._ids, engine.scoring.score_texts = (
         read,
         notes.around(engine.scoring.score_texts, lambda *_, **__: None),

@@ -24,10 +24,10 @@ from benchmarks.reliability.events import in_child
 from benchmarks.reliability.forks import Fork
 from cli.calibration import Costs, calibrate, estimate, read_costs
 from cli.costs import Lengths
-from cli.forecast import Reads, architecture_of, expected
+from cli.forecast import SMOKE, Reads, architecture_of, expected, inputs_of, steps_of
 from configs import Campaign
 from configs.load import FOLDER, check, resolve
-from configs.recipes import Online
+from configs.recipes import Online, Reward, Train
 from engine import forkserver
 from flows.rounds import align
 from storage import open_store
@@ -152,7 +152,25 @@ def given(artifact: Artifact, noted: list[dict[str, Any]]) -> Reads | None:
     mean = lambda value: sum(value(one) * one["count"] for one in noted) / count
     lengths = Lengths(mean(lambda o: o["prompt"]), mean(lambda o: o["response"]),
                       mean(lambda o: (o["prompt"] + o["response"]) ** 2))  # fmt: skip
-    return replace(expected(artifact), lengths=lengths)
+    guess = expected(artifact)
+    if artifact.stage.work == "certify":
+        return Reads(count, lengths)
+    return replace(guess, lengths=lengths, rows=_rows(artifact, guess, count))
+
+
+def _rows(artifact: Artifact, guess: Reads, count: int) -> int:
+    """The rows of a stage that has worked on `count` sequences of what it learns from, samples, or else scores."""
+    recipe, work = artifact.stage.recipe, artifact.stage.work
+    if isinstance(recipe, Train | Reward):
+        fits = (n for n in range(1, 2 * guess.rows) if steps_of(recipe, n)[1] * guess.sequences == count)
+        return next(fits, guess.rows)
+    if work in ("sample", "annotate", "probe"):
+        return count // guess.sequences
+    if work == "evaluate":
+        return count - SMOKE
+    if work in ("score", "compare", "matrix"):
+        return round(count / max(1, len(inputs_of(artifact, "rewards")) + len(inputs_of(artifact, "judges"))))
+    return guess.rows
 
 
 def table(folder: Path) -> str:

@@ -22,6 +22,7 @@ from tasks import Artifact, Run
 
 ROOT = Path(__file__).resolve().parent.parent
 CAPS = {"count": 2000, "steps": 40, "max_steps": 16, "iterations": 3, "warmup_batches": 1}  # of the campaign in small
+SHORT = 2.0  # processor seconds under which a stage that told no pace is taken for its start and end alone
 WAVES = 2  # batches of responses that a stage in small samples
 
 
@@ -57,7 +58,13 @@ def costs_of(run: Run) -> dict[str, Cost]:
     for artifact in run.artifacts.values():
         if (one := cost_of(artifact, run.runtime)) is not None:
             found.setdefault(kind_of(artifact), []).append(one)
+            found[_named(artifact)] = [one]
     return {kind: _mean(costs) for kind, costs in found.items()}
+
+
+def _named(artifact: Artifact) -> str:
+    """The key of a stage's own cost: the calibration has stages of the same names, which say more than others of their kind."""
+    return f"stage {artifact.label}"
 
 
 def _mean(costs: list[Cost]) -> Cost:
@@ -77,6 +84,8 @@ def cost_of(artifact: Artifact, runtime: Runtime) -> Cost | None:
     cpu, wall = float(record["cpu_seconds"]), float(record["seconds"])
     if pace := record.get("pace"):
         rate, rate_wall = (pace[name] / pace["done"] * pace["of"] / known.amount for name in ("cpu_seconds", "seconds"))
+    elif cpu < SHORT:
+        rate = rate_wall = 0.0
     else:
         rate, rate_wall = cpu / known.amount, wall / known.amount
     curve, extra, row = _bytes(made.manifest.files, known)
@@ -99,9 +108,8 @@ def _bytes(files: Mapping[str, FileInfo], known: Forecast) -> tuple[float, float
 
 def estimate(artifact: Artifact, runtime: Runtime, costs: Costs, reads: Reads | None = None) -> Forecast:
     """The stage's forecast with time, memory and bytes as measured, as far as its kind of work was."""
-    cost = costs.get(kind_of(artifact)) or next(
-        (c for k, c in costs.items() if k.split("-")[0] == artifact.stage.work), None
-    )
+    cost = costs.get(_named(artifact)) or costs.get(kind_of(artifact))
+    cost = cost or next((c for k, c in costs.items() if k.split("-")[0] == artifact.stage.work), None)
     if reads is None and cost is not None and cost.lengths is not None:
         from cli.costs import Lengths
 

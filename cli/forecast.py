@@ -28,7 +28,7 @@ from configs.recipes import Adopt, Annotate, Evaluate, Ingest, Limits, Online, P
 from configs.runtime import Runtime
 from tasks import Artifact
 
-__all__ = ["Forecast", "Reads", "architecture_of", "expected", "forecast", "human", "reads_of"]
+__all__ = ["Forecast", "Reads", "architecture_of", "expected", "forecast", "human", "inputs_of", "reads_of"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ def forecast(artifact: Artifact, runtime: Runtime, reads: Reads | None = None) -
     return _reading(one, recipe, work)
 
 
-_MODELS = frozenset(("pretrain", "train", "reward", "online", "sample", "probe", "annotate", "evaluate", "score"))
+_READING = ("sample", "probe", "annotate", "evaluate", "score", "certify", "compare", "matrix")
+_MODELS = frozenset(("pretrain", "train", "reward", "online", *_READING))
+SMOKE = 6  # questions that every evaluation asks too
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,10 @@ class _One:
     artifact: Artifact
 
     def scorers(self) -> int:
-        return len(_inputs(self.artifact, "rewards"))
+        return len(inputs_of(self.artifact, "rewards"))
+
+    def judges(self) -> int:
+        return len(inputs_of(self.artifact, "judges"))
 
     def scoring(self) -> float:
         """FLOPs of one response under one reward model."""
@@ -184,29 +189,25 @@ def _online(one: _One, recipe: Online, start: Forecast, dtype: str) -> Forecast:
 def _reading(one: _One, recipe: Any, work: str) -> Forecast:
     """Stages that sample, score, or both."""
     lengths, runtime = one.reads.lengths, one.runtime
-    sampled = one.reads.rows * one.reads.sequences
-    generated = one.plain.forward(lengths, lengths.response)
-    each = {
-        "sample": generated,
-        "annotate": generated,
-        "probe": generated + one.scorers() * one.scoring(),
-        "score": one.scorers() * one.scoring(),
-        "evaluate": 3 * generated
-        + one.scoring()
-        * (one.scorers() + len(_inputs(one.artifact, "judges")))
-        * (1 + len(_inputs(one.artifact, "earlier"))),
-    }[work]
-    models = {
-        "sample": 1,
-        "annotate": 2,
-        "probe": 1 + one.scorers(),
-        "score": one.scorers(),
-        "evaluate": 2 + one.scorers(),
-    }
-    rows = min(sampled, runtime.score_rows if work == "score" else runtime.sample_rows)
-    memory = models[work] * 4 * one.plain.parameters + cache_bytes(one.plain, rows, lengths, "float32")
-    tokens = 0 if work == "score" else round(sampled * lengths.response)
-    return Forecast(one.plain.parameters, 0, sampled, 0, tokens, each * sampled, memory, 4 * tokens)
+    rows = one.reads.rows * one.reads.sequences
+    sampled = {"sample": rows, "annotate": rows, "probe": rows, "evaluate": rows + SMOKE}.get(work, 0)
+    scorers, judges = one.scorers(), one.judges()
+    scored = {
+        "probe": rows * scorers,
+        "score": rows * scorers,
+        "evaluate": rows * (scorers + judges) * (1 + len(inputs_of(one.artifact, "earlier"))) + SMOKE * scorers,
+        "certify": rows,
+        "compare": rows * (scorers + judges),
+        "matrix": rows * (scorers + judges),
+    }.get(work, 0)
+    read = sampled + (2 * rows if work == "evaluate" else 0)  # policy and reference read what the policy said
+    flops = one.plain.forward(lengths, lengths.response) * read + one.scoring() * scored
+    models = {"sample": 1, "annotate": 2, "probe": 1 + scorers, "evaluate": 2 + scorers, "certify": 1}
+    batch = min(rows, runtime.sample_rows if sampled else runtime.score_rows)
+    memory = models.get(work, scorers + judges) * 4 * one.plain.parameters
+    memory += cache_bytes(one.plain, batch, lengths, "float32")
+    tokens = round(sampled * lengths.response)
+    return Forecast(one.plain.parameters, 0, rows, 0, tokens, flops, memory, 4 * tokens)
 
 
 def expected(artifact: Artifact) -> Reads:
@@ -219,11 +220,11 @@ def expected(artifact: Artifact) -> Reads:
     if isinstance(recipe, Ingest):
         return Reads(sum(source.count or 0 for source in recipe.sources), lengths)
     if isinstance(recipe, Train):
-        rows = sum(made_rows(a) for a in _inputs(artifact, "rows"))
-        extra = round(rows * recipe.replay / (1 - recipe.replay)) if _inputs(artifact, "replay") else 0
+        rows = sum(made_rows(a) for a in inputs_of(artifact, "rows"))
+        extra = round(rows * recipe.replay / (1 - recipe.replay)) if inputs_of(artifact, "replay") else 0
         return Reads(rows + extra, lengths, 2 if "chosen" in describe(recipe.method).columns else 1)
     if isinstance(recipe, Reward):
-        given = _inputs(artifact, "preferences")
+        given = inputs_of(artifact, "preferences")
         own = sum(made_rows(a, recipe.kind) for a in given)
         other = min(
             sum(made_rows(a) for a in given) - own, round(own * (1 - recipe.own_share) / max(recipe.own_share, 1e-9))
@@ -240,11 +241,13 @@ def expected(artifact: Artifact) -> Reads:
     if isinstance(recipe, Evaluate):
         return Reads(recipe.prompts, lengths)
     if work == "score":
-        return Reads(sum(made_rows(a) for a in _inputs(artifact, "samples")), lengths)
+        return Reads(sum(made_rows(a) for a in inputs_of(artifact, "samples")), lengths)
+    if work == "certify":  # at most all of its pairs
+        return Reads(sum(made_rows(a) for a in inputs_of(artifact, "preferences")), lengths, 2)
     return Reads(sum(made_rows(a) for a in artifact.upstream if a.stage.kind == "rows"), lengths)
 
 
-def _inputs(artifact: Artifact, role: str) -> list[Artifact]:
+def inputs_of(artifact: Artifact, role: str) -> list[Artifact]:
     """The artifacts that a stage takes in a role."""
     refs = artifact.stage.inputs.get(role, ())
     wanted = list(refs) if isinstance(refs, tuple | list) else [refs]
@@ -252,7 +255,7 @@ def _inputs(artifact: Artifact, role: str) -> list[Artifact]:
 
 
 def _at_most(artifact: Artifact, prompts: int) -> int:
-    there = [made_rows(a) for a in _inputs(artifact, "prompts")]
+    there = [made_rows(a) for a in inputs_of(artifact, "prompts")]
     return min(prompts, *there) if any(there) else prompts
 
 

@@ -1,15 +1,19 @@
 """What finished stages tell about the cost of others: fixed part and rate, memory beyond arithmetic, the campaign in small."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import cli.forecast
 from cli.calibration import Cost, cost_of, costs_of, estimate, in_small, in_time, known_costs
-from cli.forecast import Forecast, forecast
+from cli.costs import Lengths, sizes_of
+from cli.forecast import Forecast, Reads, architecture_of, forecast, inputs_of
 from configs import Campaign, load
 from configs.load import FOLDER, check, resolve
+from engine.evaluate import SMOKE
 from flows.rounds import align
 from storage import open_store
 from tasks import Run
@@ -53,11 +57,32 @@ def store(tmp_path: Path) -> Path:
 def test_a_stage_costs_a_fixed_part_and_a_rate(store: Path) -> None:
     """0.5 s a step: 12 steps are 6 s, so 4 s are fixed; 24 steps take 4 + 12 = 16 s, and on the clock 8 + 24 = 32 s."""
     costs = costs_of(laid_out(micro(), store))
-    assert list(costs) == ["pretrain"]
+    assert list(costs) == ["pretrain", "stage base"]
     twice = laid_out(micro(base__pretrain__steps=24), store)
     found = estimate(twice.artifacts["base"], twice.runtime, costs)
     assert found.cpu_seconds == pytest.approx(16.0) and found.seconds == pytest.approx(32.0)
     assert found.steps == 24 and found.tokens == 24 * 8 * 64
+
+
+def test_a_stage_of_the_same_name_says_more_than_others_of_its_kind(store: Path) -> None:
+    run = laid_out(micro(), store)
+    costs = costs_of(run)
+    slow = {"pretrain": replace(costs["pretrain"], fixed=1000.0)}
+    assert estimate(run.artifacts["base"], run.runtime, {**costs, **slow}).cpu_seconds == pytest.approx(10.0)
+    assert estimate(run.artifacts["base"], run.runtime, slow).cpu_seconds == pytest.approx(1006.0)
+
+
+@pytest.mark.parametrize(("seconds", "rate"), [(0.4, 0.0), (10.0, 10.0)])
+def test_a_short_stage_that_told_no_pace_is_all_start(tmp_path: Path, seconds: float, rate: float) -> None:
+    run = laid_out(micro(), tmp_path / "store")
+    documents = run.artifacts["documents"]
+    draft = run.store.draft(documents.ref)
+    (draft.path / "rows.jsonl").write_text("{}\n")
+    draft.commit({"numerics": run.runtime.numerics(), "cpu_seconds": seconds, "seconds": seconds, "peak_bytes": 1,
+                  "summary": {"rows": 10}})  # fmt: skip
+    cost, amount = cost_of(documents, run.runtime), forecast(documents, run.runtime).amount
+    assert cost is not None
+    assert (cost.fixed, cost.rate * amount) == pytest.approx((seconds - rate, rate))
 
 
 def test_memory_and_bytes_are_corrected_by_what_was_seen(store: Path) -> None:
@@ -111,3 +136,27 @@ def test_the_campaign_in_small_keeps_model_batches_and_limits() -> None:
 
 def test_a_campaign_without_a_calibration_knows_its_own_stages(store: Path) -> None:
     assert isinstance(known_costs(laid_out(micro(), store))["pretrain"], Cost)
+
+
+def test_what_reads_and_scores_counts_every_pass(tmp_path: Path) -> None:
+    """By hand: an evaluation samples, and policy and reference read; every reward model scores every version's response."""
+    run = laid_out(micro(), tmp_path / "store")
+    for label, artifact in run.artifacts.items():
+        if artifact.stage.work not in ("evaluate", "compare", "matrix", "certify"):
+            continue
+        lengths = Lengths.fixed(10, 5)
+        architecture = architecture_of(artifact)
+        assert architecture is not None
+        size = sizes_of(architecture)
+        generate, score = size.forward(lengths, 5), replace(size, head=size.hidden).forward(lengths, 1)
+        models, earlier = (len(inputs_of(artifact, role)) for role in ("rewards", "earlier"))
+        wanted = {
+            "evaluate": generate * (3 * 7 + 6) + score * models * (7 * (1 + earlier) + 6),
+            "compare": score * 7 * models,
+            "matrix": score * 7 * models,
+            "certify": score * 7,
+        }[artifact.stage.work]
+        found = forecast(artifact, run.runtime, Reads(7, lengths))
+        assert found.flops == pytest.approx(wanted), label
+        assert found.tokens == (65 if artifact.stage.work == "evaluate" else 0)
+    assert len(SMOKE) == cli.forecast.SMOKE
