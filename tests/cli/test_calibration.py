@@ -80,6 +80,7 @@ def test_a_short_stage_that_told_no_pace_is_all_start(tmp_path: Path, seconds: f
     (draft.path / "rows.jsonl").write_text("{}\n")
     draft.commit({"numerics": run.runtime.numerics(), "cpu_seconds": seconds, "seconds": seconds, "peak_bytes": 1,
                   "summary": {"rows": 10}})  # fmt: skip
+    documents = laid_out(micro(), tmp_path / "store").artifacts["documents"]
     cost, amount = cost_of(documents, run.runtime), forecast(documents, run.runtime).amount
     assert cost is not None
     assert (cost.fixed, cost.rate * amount) == pytest.approx((seconds - rate, rate))
