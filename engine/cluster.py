@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -124,6 +125,16 @@ class Remote:
         ray.kill(self.actor)
 
 
+def _reach(address: str) -> None:
+    """Raise ConnectionError where nothing listens at HOST:PORT; Ray itself asks there for ten minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in address:
+        try:
+            socket.create_connection((host, int(port)), timeout=10.0).close()
+        except OSError as error:
+            raise ConnectionError(str(error)) from error
+
+
 @contextlib.contextmanager
 def places(runtime: Mapping[str, Any], count: int, devices: int) -> Iterator[list[Place]]:
     """`count` places, each with the runtime's threads and so many devices, for as long as the block lasts.
@@ -142,6 +153,7 @@ def places(runtime: Mapping[str, Any], count: int, devices: int) -> Iterator[lis
     address = os.environ.get("RAY_ADDRESS", "auto")
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     try:
+        _reach(address)
         ray.init(address=address, log_to_driver=False, configure_logging=False,
                  runtime_env={"env_vars": {"PYTHONPATH": paths}})  # fmt: skip
     except ConnectionError as error:
