@@ -19,6 +19,7 @@ from packaging.specifiers import SpecifierSet
 
 from cli.services import serving, status
 from cli.site import Site
+from storage.redact import redact
 
 Level = Literal["ok", "warn", "bad"]
 
@@ -43,6 +44,7 @@ CLASHES = (
 )
 DISK_GB = 5.0  # `make run` writes under 2 GB; save points and the packages' caches need the rest
 MEMORY_GB = 4.0  # the goal for `make run`
+PATIENCE = 5.0  # seconds for a request to the store
 CLOCK_SECONDS = 60.0  # S3 refuses requests signed more than 15 minutes off
 
 
@@ -70,7 +72,7 @@ def show(findings: list[Finding], say: Callable[[str], None]) -> int:
     """Print one line each; returns the exit status, 1 if something is bad."""
     for finding in findings:
         advice = f"  ->  {finding.advice}" if finding.advice and finding.level != "ok" else ""
-        say(f"{finding.level:5}{finding.what:14}{finding.found}{advice}")
+        say(redact(f"{finding.level:5}{finding.what:14}{finding.found}{advice}"))
     bad, warn = (sum(f.level == level for f in findings) for level in ("bad", "warn"))
     say(f"{len(findings)} checks: {bad} bad, {warn} to look at")
     return 1 if bad else 0
@@ -153,7 +155,7 @@ def _threads(site: Site) -> Iterator[Finding]:
 
 def _clock(site: Site) -> Iterator[Finding]:
     """Leases use monotonic clocks; S3 signatures and Prefect's schedules use the wall clock."""
-    url = (os.environ.get("AWS_ENDPOINT_URL") or "").rstrip("/")
+    url = (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "").rstrip("/")
     if not url:
         yield Finding("ok", "clock", time.strftime("%Y-%m-%d %H:%M:%S %Z") + " (no remote store to compare with)")
         return
@@ -192,18 +194,25 @@ def _ports(site: Site) -> Iterator[Finding]:
 def _store(site: Site, url: str | None) -> Iterator[Finding]:
     """Write, read back and delete a probe, and see whether the store keeps two writers of one name apart."""
     from storage import StorageError, open_store
+    from storage.capabilities import unconditional
 
     place = url or os.environ.get("ROUNDHOUSE_STORE") or (site.root / "store").as_uri()
     began = time.monotonic()
     try:
         store = open_store(place)
-        store.check_writable()
-        capable = store.conditional
+        store.hurry(PATIENCE)
+        known = store.capabilities()
     except (StorageError, ValueError, OSError) as error:
         yield Finding("bad", "store", f"{place}: {' '.join(str(error).split())}", "check the URL and the credentials")
         return
     spent = time.monotonic() - began
     yield Finding("ok", "store", f"{place}: writable, probe took {spent:.2f} s")
+    capable = known.conditional
+    if known.free_bytes is not None and known.free_bytes / 1e9 < DISK_GB:
+        advice = f"free {DISK_GB:.0f} GB there, or set ROUNDHOUSE_STORE"
+        yield Finding("bad", "store's disk", f"{known.free_bytes / 1e9:.1f} GB free", advice)
+    others = (line for line in known.warnings if line != unconditional(store.url))  # that one has a line of its own
+    yield from (Finding("warn", "store's kind", line, "see docs/reliability.md") for line in others)
     yield Finding(
         "ok" if capable else "warn",
         "conditions",

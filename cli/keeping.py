@@ -44,13 +44,14 @@ def gc(
     from cli.forecast import human
     from storage.gc import sweep
 
-    swept = sweep(
-        _open(store), dry_run=not yes, grace=grace_days * DAY, unfinished=unfinished, keep=_policy(keep or [])
-    )
+    opened = _open(store)
+    swept = sweep(opened, dry_run=not yes, grace=grace_days * DAY, unfinished=unfinished, keep=_policy(keep or []))
     for item in swept.items:
         typer.echo(
             f"{'would remove' if swept.dry_run else 'removed'} {item.kind:<12} {human(item.bytes, 'B'):>8}  {item.key}"
         )
+    for line in opened.news():
+        typer.echo(f"note: {line}")
     done = "would free" if swept.dry_run else "freed"
     typer.echo(f"{done} {human(swept.bytes, 'B')} in {len(swept.items)} items; {swept.kept} artifacts stay")
     if swept.uploads:

@@ -257,5 +257,7 @@ def main() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyError) or not text:  # a KeyError's own text is the key alone
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
     return f"{text} (ROUNDHOUSE_DEBUG=1 shows where)"

@@ -118,7 +118,9 @@ class Job:
         began = time.monotonic()
         self._settle()
         folder = self.saves.folder()
-        record = copy.deepcopy({**write(folder), "numerics": self.runtime.numerics()})  # counters go on counting
+        record = copy.deepcopy(
+            {**write(folder), "numerics": self.runtime.numerics(), "inputs": self.spec.get("inputs", {})}
+        )  # counters go on counting
         self._write_rows(folder / "metrics.jsonl", self.rows)
         self._last_save = time.monotonic()
         self._pending = self._writer.submit(self._store, self.saves, step, folder, record)

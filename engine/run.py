@@ -112,9 +112,15 @@ def main(spec: dict[str, Any]) -> int:
         say(
             event="failed",
             kind=type(error).__name__,
-            message=" ".join(str(error).split())[:2000] or type(error).__name__,
+            message=said(error)[:2000],
         )
         return 1
+
+
+def said(error: BaseException) -> str:
+    """An error as one line. A KeyError's own text is the key alone."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}".removesuffix(": ") if isinstance(error, KeyError) or not text else text
 
 
 def _close(job: Job | None) -> None:

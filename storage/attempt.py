@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Protocol
 
 from storage.backend import Backend
-from storage.errors import Corrupt, NotFound, StorageError, unwritable
+from storage.errors import Corrupt, NotFound, Refused, StorageError, unwritable
 from storage.folder import make_folder, remove_tree
 from storage.formats import check_content, check_name
 from storage.manifest import FileInfo, Manifest, decode, encode
 from storage.names import BESIDE, check_key, sha256_file
 
+_OWN = re.compile(r"\.(part-[0-9a-f]{16}|nfs[0-9a-f]+)", re.ASCII)  # left by a fetch that was killed, or by NFS
 _TRIES = 4  # of a transfer whose bytes arrive altered; only the wire can explain a difference that goes away
 
 
@@ -123,6 +125,25 @@ def altered(backend: Backend, manifest: Manifest, prefix: str) -> str | None:
     return None
 
 
+def suspect_key(key: str, attempt: str) -> str:
+    """Return the key of the mark that a reader sets on an attempt whose bytes it found altered."""
+    return f"quarantine/{key}/{attempt}.suspect.txt"
+
+
+def stranger(home: Path, manifest: Manifest) -> Path | None:
+    """Return a file or link in an attempt's local folder that its manifest does not name, or None.
+
+    Readers look for files by pattern: one that was put there later would be read as if it belonged to the result.
+    """
+    for parent, folders, names in os.walk(home):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        for name in (*names, *links):
+            key = Path(parent, name).relative_to(home).as_posix()
+            if key not in manifest.files and not key.startswith(f"{BESIDE}/") and not _OWN.fullmatch(name):
+                return Path(parent, name)
+    return None
+
+
 def place_manifest(backend: Backend, location: str, manifest: Manifest, fence: Fence | None) -> Manifest:
     """Finish an attempt: put its manifest create-only, read it back, and return the stored one.
 
@@ -167,7 +188,8 @@ def local_copy(backend: Backend, manifest: Manifest, prefix: str, cache: Path) -
     """Return a local folder with exactly the bytes that a manifest names; every file is hashed.
 
     Raises:
-        Corrupt: a stored file is missing or altered (named). Refused: a file of an open format.
+        Corrupt: a stored file is missing or altered (named). Refused: a file of an open format, or one that does not
+        belong to the result.
     """
     for name in manifest.files:
         check_name(name)
@@ -185,6 +207,8 @@ def local_copy(backend: Backend, manifest: Manifest, prefix: str, cache: Path) -
             _fetch(backend, f"{prefix}/{name}", info, home / name)
     for name in manifest.files:
         check_content(home / name, name)
+    if (other := stranger(home, manifest)) is not None:
+        raise Refused(f"{other}: not part of this result, its manifest does not name it; remove it and run again")
     return home
 
 

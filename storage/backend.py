@@ -33,6 +33,10 @@ class Backend(Protocol):
         """Whether two creators of one key get exactly one winner, found out by trying."""
         ...
 
+    def hurry(self, seconds: float) -> None:
+        """Repeat requests that fail for so long only."""
+        ...
+
     def read(self, key: str) -> bytes:
         """Return an object's bytes. Raises `NotFound`."""
         ...

@@ -14,8 +14,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from storage.backend import Backend
-from storage.errors import AlreadyExists, Corrupt, NotFound
+from storage.errors import AlreadyExists, Corrupt, NotFound, Refused
 from storage.names import Ref, canonical_json, check_key, check_segment, digest, parse_json, seal, unseal
+from storage.redact import secret_in
 
 T = TypeVar("T")
 
@@ -37,8 +38,13 @@ class CampaignRecord:
         """Write the record's body; an equal one that is there already is fine, a damaged one is repaired.
 
         Raises:
-            AlreadyExists: the record exists with another body.
+            AlreadyExists: the record exists with another body. Refused: it holds the value of a secret variable.
         """
+        if name := secret_in(canonical_json(body).decode()):
+            raise Refused(
+                f"campaign {self.ref.name}: its config holds the value of {name}, and records are kept in the open; "
+                "take it out, the variable is enough"
+            )
         where = f"{self._home}.json"
         try:
             self._backend.create(where, seal(body))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,9 @@ from storage.attempt import (
     remove_under,
     scan,
     send,
+    suspect_key,
 )
-from storage.errors import AlreadyExists, Corrupt, StorageError, unwritable
+from storage.errors import AlreadyExists, Corrupt, LeaseLost, NotFound, StorageError, unwritable
 from storage.folder import make_folder, remove_tree
 from storage.manifest import Manifest
 from storage.names import BESIDE, Ref
@@ -60,7 +62,12 @@ class Draft:
         backend = self._store.backend
         if lease is not None:
             lease.check()  # before the files are looked at: a successor may have cleaned them away
-        names, beside = scan(self.path)
+        try:
+            names, beside = scan(self.path)
+        except StorageError:
+            if (stored := self._first()) is not None:
+                return stored  # whoever came first, its lease lost meanwhile, has cleaned this draft away
+            raise
         files = {name: send(backend, self.path, name, self._prefix) for name in names}
         for name in beside:
             backend.upload(self.path / name, f"{self._prefix}/{name}")
@@ -71,7 +78,9 @@ class Draft:
         elif problem := absent(backend, stored, self._prefix):
             raise Corrupt(f"{problem}, although it was just committed; is something else cleaning this store?")
         if lease is not None:
-            self._clean(stored.attempt)
+            with contextlib.suppress(LeaseLost):  # published, but what else lies there may be a successor's
+                lease.check()
+                self._clean(stored.attempt)
         if backend.folder is None:
             self._forget()
         return stored
@@ -99,8 +108,18 @@ class Draft:
             stored = read_manifest(backend, location, self.ref.key)
         except Corrupt as err:
             return None, str(err)
-        problem = altered(backend, stored, f"{self._home}/{stored.attempt}")
-        return (stored, "") if problem is None else (None, problem)
+        if problem := altered(backend, stored, f"{self._home}/{stored.attempt}"):
+            return None, problem
+        backend.delete(
+            suspect_key(self.ref.key, stored.attempt)
+        )  # whole after all: a reader's mark would hide it for ever
+        return stored, ""
+
+    def _first(self) -> Manifest | None:
+        """Return the whole manifest that is there already, None if there is none."""
+        with contextlib.suppress(NotFound):
+            return self._rival(f"{self._home}/manifest.json")[0]
+        return None
 
     def _clean(self, winner: str) -> None:
         """Remove the attempts that died; only the holder of the lease may."""

@@ -9,7 +9,14 @@ from collections.abc import Iterable
 
 _HIDDEN = "[redacted]"
 # What may follow a secret's label: a value up to the next separator, quoted or not.
-_VALUE = r"[\"']?\s*[:=]\s*[\"']?(?:(?:AWS4-HMAC-SHA256|Bearer|Basic)\s+)?[^\s\"',;&}\])]+"
+_END = r"\s\"',;&}\])"
+_SCHEME = r"(?:AWS4-HMAC-SHA256|Bearer|Basic)\s+"
+# After a colon and a space a bare short word is prose ("my-secret: no such folder"); a value is long, or not of letters only.
+_BARE = rf"(?:{_SCHEME}[^{_END}]+|(?=[^{_END}]*[\d+/=_.$!@#%^*~-])[^{_END}]{{6,}}|[^{_END}]{{12,}})"
+_VALUE = (
+    rf"[\"']?(?:\s*=\s*[\"']?(?:{_SCHEME})?[^{_END}]+|:[\"']?[^{_END}]+"
+    rf"|\s*:\s*[\"'](?:{_SCHEME})?[^{_END}]+|\s*:\s+{_BARE})"
+)
 _LABELS = (
     r"[a-z_-]*secret_?access_?key|x-amz-(?:signature|credential)|authorization|signature(?==)"
     r"|sse-?customer-?key(?:-?md5)?|[a-z-]*server-side-encryption-customer-key(?:-md5)?"
@@ -27,6 +34,14 @@ _NAMES = re.compile(
     r"(?i)(?:secret|password|passwd|token|api_?key|access_key(?:_id)?|auth_string|auth_key|_sse)$|secret_"
 )
 _LEAST = 8  # characters; a shorter value would be found in ordinary words
+
+
+def secret_in(text: str) -> str | None:
+    """Return the name of an environment variable whose secret value `text` holds, or None."""
+    for name, value in os.environ.items():
+        if len(value) >= _LEAST and _NAMES.search(name) and value in text:
+            return name
+    return None
 
 
 def redact(text: str) -> str:

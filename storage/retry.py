@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 import traceback
@@ -26,6 +27,9 @@ from botocore.parsers import ResponseParserError
 from storage.errors import AlreadyExists, NotFound, StorageError, Unwritable
 
 T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
+_TOLD = 10.0  # seconds without success after which it is said, once a request
 
 _CAP = 20.0  # seconds, longest pause
 _FIRST = 0.1  # seconds, scale of the first pause
@@ -129,7 +133,7 @@ class Retry:
 
     def run(self, action: Callable[[], T], where: str, deadline: float) -> T:
         """Return what `action` returns, repeating transient failures for `deadline` seconds."""
-        start, tries = time.monotonic(), 0
+        start, tries, told = time.monotonic(), 0, False
         while True:
             tries += 1
             try:
@@ -146,5 +150,14 @@ class Retry:
                     f"{where}: no success in {tries} tries over {time.monotonic() - start:.0f} s, the last: "
                     f"{type(last).__name__}: {_line(last)}; check the network and the server, then run again"
                 ) from last
+            if not told and time.monotonic() - start > _TOLD:
+                told = True
+                _LOG.warning(
+                    "%s does not answer (%s: %s); asked again for %.0f s",
+                    where,
+                    type(last).__name__,
+                    _line(last),
+                    deadline,
+                )
             self.count += 1
             time.sleep(pause)

@@ -51,6 +51,10 @@ class S3Backend:
         self._conditional: bool | None = None
         self._bucket_seen = False
 
+    def hurry(self, seconds: float) -> None:
+        """See `Backend`."""
+        self.patience = dict.fromkeys(_PATIENCE, seconds)
+
     def _connected(self) -> Any:
         if self._fs is None or self._pid != os.getpid():
             session = aiobotocore.session.AioSession()
@@ -96,7 +100,7 @@ class S3Backend:
             try:
                 self._put_if_free(key, first)
                 refused = not self._put_if_free(key, secrets.token_bytes(16))
-                self._conditional = refused and self.read(key) == first
+                self._conditional = refused and self._holds(key, first)
             finally:
                 self.delete(key)
         return self._conditional
@@ -165,7 +169,8 @@ class S3Backend:
     def now(self) -> float:
         """Return the server's time in seconds; also proves that the bucket is there."""
         try:
-            answer = self._call("head_bucket", "", "small")
+            # not head_bucket: it names no prefix, so a policy that allows this prefix alone forbids it
+            answer = self._call("list_objects_v2", "", "small", Prefix=self._prefix, MaxKeys=1)
         except NotFound:
             raise Unwritable(f"s3://{self._bucket}: the bucket does not exist: create it") from None
         self._bucket_seen = True
@@ -261,14 +266,24 @@ class S3Backend:
             sha.update(chunk)
         return sha.hexdigest()
 
+    def _uploads(self) -> Iterator[Any]:
+        """Multipart uploads that have not ended, page by page. Any: JSON of botocore."""
+        where: dict[str, str] = {}
+        while True:
+            page = self._call("list_multipart_uploads", "", "small", Prefix=self._prefix, **where)
+            yield from page.get("Uploads", [])
+            if not page.get("IsTruncated"):
+                return
+            where = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
     def abandoned(self, age: float, *, remove: bool) -> int:
         """Return how many multipart uploads under the prefix began more than `age` seconds ago; abort them."""
         count, limit = 0, self.now() - age
         try:
-            page = self._call("list_multipart_uploads", "", "small", Prefix=self._prefix)
+            uploads = list(self._uploads())
         except NotFound:  # rclone keeps no such list; its leftovers end with the server
             return 0
-        for upload in page.get("Uploads", []):
+        for upload in uploads:
             if upload["Key"].startswith(self._prefix) and upload["Initiated"].timestamp() < limit:
                 count += 1
                 if remove:

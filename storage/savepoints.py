@@ -102,6 +102,8 @@ class SavePoints:
         if backend.folder is None:
             remove_tree(folder, self._store.cache)
         backend.write(f"{self._home}/newest.txt", str(number).encode())
+        if self._lease is not None:
+            self._lease.check()  # what lies there may be a successor's by now
         self._trim(number)
 
     def _adopt(self, folder: Path) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from storage.attempt import absent, fresh_name, local_copy, read_manifest
+from storage.attempt import absent, fresh_name, local_copy, read_manifest, suspect_key
 from storage.backend import Backend
 from storage.campaign import CampaignRecord, campaign_names, read_aliases, write_alias
 from storage.capabilities import Capabilities, measure, unconditional
@@ -86,6 +86,10 @@ class Store:
         finally:
             self.backend.delete(key)
 
+    def hurry(self, seconds: float) -> None:
+        """Repeat requests that fail for so long only; for those who ask whether the store is there."""
+        self.backend.hurry(seconds)
+
     def capabilities(self) -> Capabilities:
         """Try the store out and return what it can do, in a second or so. Raises `Unwritable` with advice."""
         return measure(self.backend, self.check_writable)
@@ -142,7 +146,7 @@ class Store:
             return None, f"{err}; it will be made anew"
         if problem := absent(self.backend, found, f"artifacts/{ref.key}/{found.attempt}"):
             return None, f"{ref.key}: {problem}; it will be made anew"
-        if self.backend.size(_suspect_key(ref, found.attempt)) is not None:
+        if self.backend.size(suspect_key(ref.key, found.attempt)) is not None:
             return None, f"{ref.key}: attempt {found.attempt} was found altered by a reader; it will be made anew"
         return found, ""
 
@@ -162,7 +166,7 @@ class Store:
             return local_copy(self.backend, found, f"artifacts/{ref.key}/{found.attempt}", self.cache)
         except Corrupt as err:
             with contextlib.suppress(StorageError):  # a reader without the right to write still reports what it saw
-                self.backend.create(_suspect_key(ref, found.attempt), f"{err}\n".encode())
+                self.backend.create(suspect_key(ref.key, found.attempt), f"{err}\n".encode())
             raise Corrupt(f"{ref.key}: {err}; run its stage again to make it anew") from None
 
     def draft(self, ref: Ref) -> Draft:
@@ -234,10 +238,6 @@ class Store:
 
     def __exit__(self, *_: Any) -> None:  # Any: an exception triple that is passed on untouched
         self.close()
-
-
-def _suspect_key(ref: Ref, attempt: str) -> str:
-    return f"quarantine/{ref.key}/{attempt}.suspect.txt"
 
 
 def open_store(url: str | Path, *, cache: str | Path | None = None) -> Store:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from storage.attempt import altered, read_manifest
+from storage.backend import Backend
 from storage.errors import Corrupt, NotFound
-from storage.names import canonical_json
-from storage.reach import location, reachable
+from storage.manifest import Manifest
+from storage.names import BESIDE, Ref, canonical_json
+from storage.reach import location, reachable, refs_in
 from storage.store import Store
 
 
@@ -41,6 +44,7 @@ def verify(store: Store, name: str, digest: str, on_artifact: Callable[[str], No
         raise NotFound(f"{store.url}: campaign {name}-{digest} names no artifact; nothing to verify")
     found: dict[str, str] = {}
     problems: list[str] = []
+    required, gone = set(noted), dict[Ref, str]()
     files = size = 0
     for ref in sorted(reachable(store, noted)):
         if on_artifact is not None:
@@ -48,16 +52,33 @@ def verify(store: Store, name: str, digest: str, on_artifact: Callable[[str], No
         try:
             manifest = read_manifest(store.backend, location(ref), ref.key)
         except NotFound as err:
-            if ref in noted:  # other names may only look like artifacts
-                problems.append(str(err))
+            gone[ref] = str(err)
             continue
         except Corrupt as err:
             problems.append(str(err))
             continue
-        if problem := altered(store.backend, manifest, f"artifacts/{ref.key}/{manifest.attempt}"):
+        prefix = f"artifacts/{ref.key}/{manifest.attempt}"
+        if problem := altered(store.backend, manifest, prefix) or _stranger(store.backend, manifest, prefix):
             problems.append(f"{ref.key}: {problem}")
+        required.update(refs_in(_inputs(manifest)))
         found[ref.key] = manifest.root
         files += len(manifest.files)
         size += manifest.bytes
+    problems += [gone[ref] for ref in sorted(required & gone.keys())]  # other names may only look like artifacts
     root = hashlib.sha256(canonical_json(found)).hexdigest()
     return Verification(root, len(found), files, size, tuple(problems))
+
+
+def _inputs(manifest: Manifest) -> Any:
+    """What a result says that it was made of. Any: JSON."""
+    identity = manifest.record.get("identity")
+    return identity.get("inputs") if isinstance(identity, dict) else None
+
+
+def _stranger(backend: Backend, manifest: Manifest, prefix: str) -> str | None:
+    """Return which object lies in an attempt without being part of it, or None."""
+    for entry in backend.list(prefix):
+        name = entry.key.removeprefix(f"{prefix}/")
+        if name not in manifest.files and not name.startswith(f"{BESIDE}/"):
+            return f"{backend.url}/{entry.key} is not part of this result, its manifest does not name it"
+    return None

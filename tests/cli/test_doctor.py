@@ -86,6 +86,23 @@ def test_a_store_that_cannot_be_used_is_bad_and_no_traceback(tmp_path: Path) -> 
 def test_too_little_disk_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "DISK_GB", 1e9)
     assert by_name(list(doctor._disk(site(tmp_path))))["disk"].level == "bad"
+    assert by_name(list(doctor._store(site(tmp_path), (tmp_path / "store").as_uri())))["store's disk"].level == "bad"
+
+
+def test_a_secret_in_the_url_is_not_shown(tmp_path: Path) -> None:
+    lines: list[str] = []
+    show(list(doctor._store(site(tmp_path), "s3://AKIAEXAMPLEEXAMPLE12:topsecretvalue123@bucket/x")), lines.append)
+    assert "bad" in lines[0] and not any("topsecret" in line or "AKIA" in line for line in lines)
+
+
+def test_a_server_that_is_not_there_is_told_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
+                        "AWS_REGION": "us-east-1"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(doctor, "PATIENCE", 0.5)
+    began = time.monotonic()
+    found = by_name(list(doctor._store(site(tmp_path), "s3://bucket/x")))
+    assert found["store"].level == "bad" and time.monotonic() - began < 20
 
 
 @pytest.mark.s3

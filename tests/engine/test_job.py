@@ -14,6 +14,7 @@ from benchmarks.reliability.events import in_child, watch
 from configs.runtime import Runtime
 from engine.job import Job
 from storage import LeaseLost, Ref, SavePoints, open_store
+from storage.gc import sweep
 
 REF = Ref("model", "train", "0123456789abcdef")
 STEPS = 5
@@ -175,3 +176,19 @@ def _kill_and_rerun(home: Path, fatal: int, log: Path, expected: str) -> None:
     assert done[-1] - (found.step if found else 0) <= 2
     assert in_child(lambda: work(home, -1, log)) == 0
     assert (home / "result").read_text() == expected
+
+
+def test_what_resumable_work_reads_is_kept(make_job: Any, points: Callable[[], SavePoints], tmp_path: Path) -> None:
+    """A save point names the inputs of its stage: no sweep takes them, though no campaign notes them any more."""
+    store, given = open_store(tmp_path / "store"), Ref("rows", "examples", "a" * 16)
+    draft = store.draft(given)
+    (draft.path / "x.json").write_text("{}")
+    draft.commit({})
+    job = make_job("train", None, saves=points(), runtime={"save_steps": 1})
+    job.spec = {"inputs": {"rows": [given.key]}}
+    job.save(1, write("1"))
+    sweep(store, grace=0.0, dry_run=False)
+    assert store.manifest(given) is not None
+    points().drop()
+    sweep(store, grace=0.0, dry_run=False)
+    assert store.manifest(given) is None

@@ -129,7 +129,10 @@ def test_steerlm_in_its_four_steps(domain: str, store: Store, tmp_path: Path) ->
     raw["rewards"] = {"helpfulness": {**raw["rewards"]["helpfulness"], "method": "reward-attributes",
                                       "config": {"attributes": list(names)}}}  # fmt: skip
     config = {"attributes": list(names), "prefix": "\nlevels "}
-    same = {"method": "steerlm", "annotate": "none", "select": {"method": "steerlm", "config": config}}
+    chosen = config | (
+        {"truncated": "keep"} if domain == "stories" else {}
+    )  # so little training ends no story in 40 tokens
+    same = {"method": "steerlm", "annotate": "none", "select": {"method": "steerlm", "config": chosen}}
     raw["train"] = {**raw["train"], "method": "steerlm", "config": config}
     raw["rounds"] = [same | {"rows": "demonstrations"}, same | {"reward": "keep"}]
     run = aligned(raw, store)

@@ -108,6 +108,37 @@ def test_a_flipped_bit_is_found_by_the_reader_and_then_counts_as_not_finished(st
     assert not store.list(f"artifacts/{REF.key}/{made.attempt}")  # its holder cleaned the bad attempt away
 
 
+def test_bytes_that_came_back_count_again_once_a_writer_has_looked(store):
+    """A backup restored the file, or the wire had altered every read: the mark of the reader must not outlive it."""
+    made = commit(store)
+    key = f"artifacts/{REF.key}/{made.attempt}/model.safetensors"
+    good = store.get(key)
+    store.put(key, good[:-1] + b"X")
+    with pytest.raises(Corrupt):
+        store.fetch(REF)
+    store.put(key, good)
+    assert store.manifest(REF) is None  # the reader's mark
+    with store.lease(REF.key) as lease:
+        assert commit(store, lease=lease) == made
+    assert store.manifest(REF) == made and (store.fetch(REF) / "model.safetensors").read_bytes() == good
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "evil.pkl", "config/b.json"])
+def test_a_file_that_no_manifest_names_is_refused(store, name):
+    """The engine looks for files by pattern: what was put there later would be read as part of the result."""
+    commit(store)
+    folder = store.fetch(REF)
+    (folder / ".part-0123456789abcdef").write_bytes(b"a fetch was killed")
+    (folder / "_beside").mkdir(exist_ok=True)
+    (folder / "_beside/log.txt").write_text("more")
+    assert store.fetch(REF) == folder
+    (folder / name).write_bytes(b"planted")
+    with pytest.raises(Refused, match=f"{name}: not part of this result"):
+        store.fetch(REF)
+    (folder / name).unlink()
+    assert store.fetch(REF) == folder
+
+
 def manifest_damages(data: bytes, other: bytes):
     yield "empty", b""
     yield "truncated", data[: len(data) // 2]
@@ -268,3 +299,35 @@ def test_a_lease_lost_during_the_commit_publishes_nothing(store):
         commit(store, lease=Fence(2))  # found the torn one, and was replaced before it could set it aside
     assert store.get(f"artifacts/{REF.key}/manifest.json") == b"torn"
     assert commit(store, lease=Fence(9)).files == made.files
+
+
+def test_a_writer_that_publishes_late_leaves_its_successor_alone(tmp_path):
+    """Frozen between the look at its lease and the write of the manifest: the first committer wins, and both end well."""
+    late, store = open_store(tmp_path / "store"), open_store(tmp_path / "store")
+    first = write(late.draft(REF))
+    old = late.lease(REF.key, ttl=0.5, beat=0.1)
+    assert old is not None
+    old._stop.set()  # no beats any more
+    old._thread.join()
+    real, box = late.backend.create, {}
+
+    def create(key, data):
+        if key.endswith("manifest.json") and not box:
+            box["lease"], box["draft"] = store.lease(REF.key, ttl=0.5, beat=0.1), write(store.draft(REF))
+        return real(key, data)
+
+    late.backend.create = create
+    made = first.commit({"by": "late"}, old)
+    assert box["draft"].path.is_dir()
+    with box["lease"] as lease:
+        assert box["draft"].commit({"by": "successor"}, lease) == made
+    assert store.manifest(REF) == made and store.fetch(REF).name == made.attempt
+
+
+def test_a_draft_that_was_cleaned_away_finds_the_result_that_is_there(tmp_path):
+    store = open_store(tmp_path / "store")
+    draft = write(store.draft(REF))
+    made = commit(store)
+    for path in sorted(draft.path.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert draft.commit({}) == made

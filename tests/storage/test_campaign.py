@@ -91,3 +91,12 @@ def test_labels_are_names_and_states_are_hints(store):
     record.put_state("last-run", b"abc")
     assert store.campaign("tiny", DIGEST).get_state("last-run") == b"abc"
     assert store.campaigns() == []
+
+
+def test_the_value_of_a_secret_variable_is_not_recorded(store, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "correct-horse-battery")
+    with pytest.raises(Refused, match="its config holds the value of HF_TOKEN") as found:
+        store.campaign("tiny", DIGEST).create({"base": {"adopt": {"revision": "correct-horse-battery"}}})
+    assert "horse" not in str(found.value)
+    with pytest.raises(NotFound):
+        store.campaign("tiny", DIGEST).body()

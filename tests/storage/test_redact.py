@@ -51,6 +51,9 @@ def test_identifiers_go(text):
         "s3://bucket/prefix/key and file:///data/x",
         "step 40, loss 1.25, lr=1e-5",
         "max_new_tokens=256",
+        "error: ../../etc/passwd: want a mapping at the top",
+        "runs/my-secret: no such folder",
+        "password: String should have at least 8 characters",
     ],
 )
 def test_ordinary_text_passes(text):

@@ -48,3 +48,21 @@ def test_damage_is_listed_file_by_file(store):
 def test_nothing_to_verify_is_an_error(store):
     with pytest.raises(NotFound, match="nothing to verify"):
         verify(store, "c", DIGEST)
+
+
+def test_an_input_that_is_gone_is_a_problem_though_no_campaign_notes_it(store):
+    make(store, A, "1")
+    make(store, B, "2", identity={"inputs": {"model": A.key}}, comment=f"sft/v7-{'c' * 16} only looks like a name")
+    store.campaign("c", DIGEST).note("v1", B)
+    assert verify(store, "c", DIGEST).problems == ()
+    store.delete(f"artifacts/{A.key}/manifest.json")
+    (problem,) = verify(store, "c", DIGEST).problems
+    assert A.key in problem and "no such object" in problem
+
+
+def test_a_planted_file_is_a_problem(store):
+    made = make(store, A, "1")
+    store.campaign("c", DIGEST).note("v0", A)
+    store.put(f"artifacts/{A.key}/{made.attempt}/evil.pkl", b"x")
+    (problem,) = verify(store, "c", DIGEST).problems
+    assert "evil.pkl is not part of this result" in problem
