@@ -97,7 +97,7 @@ class Remote:
             for item in self.stream:  # type: ignore[attr-defined]
                 yield ray.get(item)
         except ray.exceptions.RayError as error:
-            self.name = f"{self.name}: {' '.join(str(error).split())[:200]}"
+            self.name = f"{self.name}: {' '.join(str(error).split())[-200:]}"  # what was raised comes last
             yield -9
 
     def bring(self, folder: Path, names: Sequence[str] | None = None) -> None:

@@ -75,7 +75,9 @@ class Process:
     def said(self) -> Iterator[str | int]:
         """See Place."""
         assert self.child.stdout is not None
-        yield from self.child.stdout
+        # No `yield from`: Ray sends into the generator, and a file has nothing to take it.
+        for line in self.child.stdout:  # noqa: UP028
+            yield line
         yield self.child.wait()
 
     def end(self) -> None:
