@@ -263,7 +263,7 @@ def made_rows(artifact: Artifact, kind: str | None = None) -> int:
     """The rows of an artifact: as it says once it is made, before that as its recipe would have it."""
     recipe, made = artifact.stage.recipe, artifact.made()
     if made is not None:
-        names = ("rows", "responses", "pairs") if kind is None else (kind, "rows")
+        names = ("rows", "responses", "pairs", "prompts") if kind is None else (kind, "rows")
         return int(next((made.summary[name] for name in names if name in made.summary), 0))
     if isinstance(recipe, Ingest):
         return round(sum(source.count or 0 for source in recipe.sources) * (1 - recipe.held_out))
@@ -271,6 +271,8 @@ def made_rows(artifact: Artifact, kind: str | None = None) -> int:
         return recipe.prompts // (1 if kind is None else len(recipe.kinds))
     if isinstance(recipe, Sample):
         return recipe.prompts * recipe.k
+    if isinstance(recipe, Evaluate):
+        return recipe.prompts
     if artifact.stage.work == "select":
         return max((a.stage.recipe.prompts for a in _sampled(artifact)), default=0)
     return sum(made_rows(a) for a in artifact.upstream if a.stage.work in ("sample", "select"))

@@ -10,7 +10,7 @@ import yaml
 import cli.forecast
 from cli.calibration import Cost, cost_of, costs_of, estimate, in_small, in_time, known_costs
 from cli.costs import Lengths, sizes_of
-from cli.forecast import Forecast, Reads, architecture_of, forecast, inputs_of
+from cli.forecast import Forecast, Reads, architecture_of, expected, forecast, inputs_of
 from configs import Campaign, load
 from configs.load import FOLDER, check, resolve
 from engine.evaluate import SMOKE
@@ -161,3 +161,5 @@ def test_what_reads_and_scores_counts_every_pass(tmp_path: Path) -> None:
         assert found.flops == pytest.approx(wanted), label
         assert found.tokens == (65 if artifact.stage.work == "evaluate" else 0)
     assert len(SMOKE) == cli.forecast.SMOKE
+    versions = len(inputs_of(run.artifacts["compare"], "versions"))
+    assert versions > 1 and expected(run.artifacts["compare"]).rows == versions * run.campaign.evaluate.prompts
