@@ -131,9 +131,16 @@ def roll(
         group=torch.arange(len(indices), device=mask.device).repeat_interleave(recipe.k),
         value=found.read.get("value"),
         branch=torch.tensor(branch, device=mask.device) if "safety" in judged(found.scores) else None,
-        baseline_score=torch.tensor(found.baseline, device=mask.device).repeat_interleave(recipe.k) if greedy else None,
+        **(_greedy(found.baseline, recipe.k, mask.device) if greedy else {}),
     )
     return Rolled(rows, pairs, found.responses, found.scores, rollout, found.read["entropy"], sampled)
+
+
+def _greedy(baseline: Sequence[tuple[float, bool]], k: int, device: torch.device) -> dict[str, Tensor]:
+    """The fields of a Rollout that the greedy responses fill."""
+    scores, ended = zip(*baseline)
+    wide = lambda values: torch.tensor(values, device=device).repeat_interleave(k)
+    return {"baseline_score": wide(scores), "baseline_finished": wide(ended)}
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ class _Read:
     responses: list[Generated]
     scores: dict[str, list[float | None]]  # raw, by kind
     read: dict[str, Tensor]  # [b, R] mask, log-probs, entropies, values
-    baseline: list[float]  # score of each prompt's greedy response, where that is asked for
+    baseline: list[tuple[float, bool]]  # score of each prompt's greedy response, and whether it ended, where asked for
 
 
 def _read_prompts(
@@ -266,10 +273,11 @@ def _parts(pairs: Sequence[Pair], models: Models, runtime: Runtime) -> list[tupl
 
 def _baseline(
     models: Models, asked: Sequence[_Asked], found: Sequence[Generated], recipe: Online, runtime: Runtime
-) -> list[float]:
-    """The score of each prompt's greedy response."""
+) -> list[tuple[float, bool]]:
+    """The score of each prompt's greedy response, and whether it has its EOS."""
     rows, pairs = [a.row for a in asked], [(a.ids, r.token_ids) for a, r in zip(asked, found)]
-    return piecewise(rows, models.judge(rows, pairs, _parts(pairs, models, runtime)), recipe.threshold)[1]
+    scores = piecewise(rows, models.judge(rows, pairs, _parts(pairs, models, runtime)), recipe.threshold)[1]
+    return [(score, r.finish == "eos") for score, r in zip(scores, found)]
 
 
 def _read(

@@ -55,6 +55,7 @@ class Rollout:
     value: Tensor | None = None  # [B, R] fp32, of the critic before this iteration's updates
     branch: Tensor | None = None  # [B] int64, piecewise rule: 0 = under the safety threshold, 1 = the rest
     baseline_score: Tensor | None = None  # [B] fp32, raw reward of the greedy response to the same prompt
+    baseline_finished: Tensor | None = None  # [B] bool, 1 where that has its EOS; None = all have
 
     def __post_init__(self) -> None:
         rows = self.mask.shape[0]
@@ -64,7 +65,7 @@ class Rollout:
         for name in ("old_logp", "reference_logp", "value"):
             if (found := getattr(self, name)) is not None and found.shape != self.mask.shape:
                 raise ValueError(f"want {name} {list(self.mask.shape)}, found {list(found.shape)}")
-        for name in ("score", "finished", "group", "branch", "baseline_score"):
+        for name in ("score", "finished", "group", "branch", "baseline_score", "baseline_finished"):
             if (found := getattr(self, name)) is not None and found.shape != (rows,):
                 raise ValueError(f"want {name} [{rows}], found {list(found.shape)}")
 

@@ -59,7 +59,7 @@ def sequence_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def share(total: Tensor, count: Tensor) -> Tensor:
-    """A sum as its share of the step's denominator; 0 where the whole step counts nothing."""
+    """A sum as its share of the step's denominator; the sum itself, which is 0, where the whole step counts nothing."""
     return total / torch.where(count > 0, count, 1.0)
 
 

@@ -62,10 +62,16 @@ def signal(rollout: Rollout, config: Config, state: State) -> tuple[dict[str, Te
     if rollout.baseline_score is None:
         raise ValueError("remax: the rollout has no baseline_score: want the greedy responses' scores [B]")
     mask = rollout.mask
-    score = ops.replace_missing_eos(
-        rollout.score.float(), rollout.finished, config.missing_eos, config.missing_eos_value
-    )
-    gain = score - rollout.baseline_score.float()
+    ended = rollout.baseline_finished
+    ended = torch.ones_like(rollout.finished) if ended is None else ended
+    raw, baseline = rollout.score.float(), rollout.baseline_score.float()
+    rule = config.missing_eos, config.missing_eos_value
+    score = ops.replace_missing_eos(raw, rollout.finished, *rule)
+    if config.missing_eos == "minimum":  # of the sampled ones, for both
+        baseline = torch.where(ended, baseline, raw.min())
+    else:
+        baseline = ops.replace_missing_eos(baseline, ended, *rule)
+    gain = score - baseline
     if config.clip > 0:
         gain = gain.clamp(-config.clip, config.clip)
     kl = ops.kl(rollout.old_logp, rollout.reference_logp, mask, "k1")
@@ -75,7 +81,7 @@ def signal(rollout: Rollout, config: Config, state: State) -> tuple[dict[str, Te
     metrics = {
         **rollout_metrics(rollout),
         **signal_metrics(rollout, gain, rewards, advantages),
-        "baseline_score": ops.measure(rollout.baseline_score.float().sum(), float(gain.numel())),
+        "baseline_score": ops.measure(baseline.sum(), float(gain.numel())),
         "no_gain": ops.measure((gain == 0).sum(), float(gain.numel())),
     }
     return {"rewards": rewards, "advantages": advantages}, {"iterations": state["iterations"] + 1}, metrics

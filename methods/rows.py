@@ -10,9 +10,8 @@ def pair_index(group: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: a row that is not exactly one response of rank 0 and one of rank 1.
     """
-    if (bad := (rank != 0) & (rank != 1)).any() or not torch.equal(
-        group[rank == 0].sort().values, group[rank == 1].sort().values
-    ):
+    bad, first, second = (rank != 0) & (rank != 1), group[rank == 0].sort().values, group[rank == 1].sort().values
+    if bad.any() or not torch.equal(first, second) or (first[1:] == first[:-1]).any():
         found = (
             rank[bad].tolist() if bad.any() else f"{int((rank == 0).sum())} chosen, {int((rank == 1).sum())} rejected"
         )

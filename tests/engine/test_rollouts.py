@@ -131,6 +131,7 @@ def test_the_greedy_baseline_belongs_to_the_same_prompts_in_the_same_order(parti
             scores = models.judge(rolled.rows[row : row + 1], pairs, [([0], collate(pairs, pad_id=models.chat.pad_id))])
         wanted = rollouts.piecewise(rolled.rows[row : row + 1], scores, -1.7346)[1][0]
         assert baseline[row : row + 2].tolist() == pytest.approx([wanted] * 2, abs=1e-5)
+        assert rolled.rollout.baseline_finished[row : row + 2].tolist() == [greedy[0].finish == "eos"] * 2
 
 
 def test_parts_of_a_batch_are_put_together_in_its_order(parties: Any) -> None:
@@ -142,7 +143,8 @@ def test_parts_of_a_batch_are_put_together_in_its_order(parties: Any) -> None:
     joined = rollouts._join([(places, read(places)) for places in ([0, 3], [1, 4], [2])], 2, "cpu")
     assert [r.token_ids for r in joined.responses] == [r.token_ids for r in whole.responses]
     assert whole.responses[0].token_ids != whole.responses[4].token_ids  # the same prompt, another stream
-    assert joined.baseline == pytest.approx(whole.baseline, abs=1e-5)
+    assert [one[0] for one in joined.baseline] == pytest.approx([one[0] for one in whole.baseline], abs=1e-5)
+    assert [one[1] for one in joined.baseline] == [one[1] for one in whole.baseline]
     for kind in whole.scores:
         assert joined.scores[kind] == pytest.approx(whole.scores[kind], abs=1e-5)
     for name, tensor in whole.read.items():

@@ -253,11 +253,15 @@ def ppo_signal(r: dict[str, F], c) -> tuple[F, F]:
 
 
 def remax_signal(r: dict[str, F], c) -> F:
-    score = np.where(r["finished"], r["score"], r["score"].min()) if c.missing_eos == "minimum" else r["score"]
+    score, greedy = r["score"], r["baseline_score"]
+    if c.missing_eos == "minimum":
+        least = score.min()
+        score = np.where(r["finished"], score, least)
+        greedy = np.where(r["baseline_finished"], greedy, least)
     out = np.zeros(r["mask"].shape)
     for b in range(len(score)):
         n = length(r["mask"], b)
-        gain = score[b] - r["baseline_score"][b]
+        gain = score[b] - greedy[b]
         gain = min(max(gain, -c.clip), c.clip) if c.clip else gain
         for t in range(n):
             out[b, t] = c.gamma ** (n - t) * gain - c.kl_coef * (r["old_logp"][b, t] - r["reference_logp"][b, t])

@@ -11,6 +11,29 @@ import methods
 from methods.batch import Batch, Rollout, denominator
 
 PAIRWISE = ("chosen",)
+# What ships: each has its line in docs/methods.md and its formula in methods_oracle.py.
+FIELD = [
+    "conditional",
+    "curriculum-dpo",
+    "dpo",
+    "filtered",
+    "grpo",
+    "ppo",
+    "pretrain",
+    "pro",
+    "rejection",
+    "remax",
+    "reward",
+    "reward-attributes",
+    "reward-pointwise",
+    "reward-ranking",
+    "rloo",
+    "rrhf",
+    "rso",
+    "rwr",
+    "sft",
+    "steerlm",
+]
 ATTRIBUTES = 5
 
 
@@ -117,6 +140,7 @@ def rollout(seed: int = 0, prompts: int = 4, k: int = 3, width: int = 6) -> Roll
         value=torch.randn(total, width, generator=rng),
         branch=torch.randint(0, 2, (total,), generator=rng),
         baseline_score=torch.randn(prompts, generator=rng).repeat_interleave(k),
+        baseline_finished=(torch.rand(prompts, generator=rng) < 0.8).repeat_interleave(k),
     )
 
 

@@ -66,6 +66,20 @@ def test_remax_gain_is_clipped() -> None:
     assert found["advantages"].tolist() == [[9, 9, 9], [-9, -9, -9]]
 
 
+@pytest.mark.parametrize(
+    ("rule", "gains"),
+    [("none", [1.0, -7.0]), ("minimum", [3.0, 0.0]), ("replace", [3.0, 3.0]), ("subtract", [2.0, -6.0])],
+)
+def test_remax_holds_the_greedy_response_to_the_same_rule(rule: str, gains: list[float]) -> None:
+    """METHODS 7.7: scores 2 and 2 (for the minimum: 4 and 1) against greedy 1 and 9, both of which were cut."""
+    cut = torch.zeros(2, dtype=torch.bool)
+    given = responses([2.0, 2.0], [0, 1], baseline_score=tensor([1.0, 9.0]), baseline_finished=cut)
+    if rule == "minimum":
+        given = responses([4.0, 1.0], [0, 1], baseline_score=tensor([1.0, 9.0]), baseline_finished=cut)
+    found = remax.signal(given, remax.Config(missing_eos=rule, clip=0.0, kl_coef=0.0), {"iterations": 0.0})[0]
+    close(found["advantages"][:, -1], gains)
+
+
 def test_remax_needs_the_greedy_score() -> None:
     with pytest.raises(ValueError, match="no baseline_score"):
         remax.signal(dataclasses.replace(rollout(), baseline_score=None), remax.Config(), {"iterations": 0.0})

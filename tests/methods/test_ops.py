@@ -72,6 +72,7 @@ def test_share_of_an_empty_step_is_zero() -> None:
     """T09, and a fractional count is not rounded up."""
     close(ops.share(tensor(0.0), tensor(0.0)), 0.0)
     close(ops.share(tensor(3.0), tensor(0.5)), 6.0)
+    close(ops.share(tensor(3.0), tensor(0.0)), 3.0)
 
 
 def test_last_index_is_the_eos_or_where_it_was_cut() -> None:

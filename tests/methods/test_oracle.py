@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import problem, rollout
+from problems import FIELD, problem, rollout
 from test_invariance import VARIANTS
 
 import methods
@@ -31,7 +31,11 @@ def test_loss_equals_the_oracle(name: str, config: dict, seed: int, rows: int, w
     found = problem(name, seed, rows, width, **config)
     if float(found.batch.count) == 0:
         return
-    wanted = getattr(oracle, name.replace("-", "_"))(arrays(found.forwards), arrays(vars(found.batch)), found.config)
+    formula = getattr(oracle, name.replace("-", "_"), None)
+    if formula is None:
+        assert name not in FIELD
+        pytest.skip("its own test holds its numbers")
+    wanted = formula(arrays(found.forwards), arrays(vars(found.batch)), found.config)
     assert float(found.loss()[0]) == pytest.approx(wanted, rel=2e-5, abs=2e-6)
 
 

@@ -344,3 +344,10 @@ def test_equal_scores_keep_their_sign_when_scaled() -> None:
     config = dataclasses.replace(PLAIN, reward_scaling="scale")
     found, _ = processed([2.0] * 10, config)
     assert bool((found > 0).all())
+
+
+def test_nearly_equal_scores_are_damped_not_blown_up() -> None:
+    """A deviation of the size of eps: eps is added to it, never taken from it."""
+    config = dataclasses.replace(PLAIN, reward_scaling="normalise")
+    found, _ = processed([0.0, 2e-8] * 10, config)
+    assert float(found.abs().max()) < 1

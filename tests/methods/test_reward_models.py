@@ -9,6 +9,7 @@ from torch import tensor
 
 from methods import reward, reward_attributes, reward_pointwise, reward_ranking
 from methods.batch import batch_of
+from methods.rows import ranked_lists
 
 close = lambda found, wanted, tol=1e-4: torch.testing.assert_close(
     torch.as_tensor(found, dtype=torch.float64), torch.as_tensor(wanted, dtype=torch.float64), rtol=tol, atol=tol
@@ -156,6 +157,7 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
         ([0, 0, 1], [0, 1, 0], "2 chosen, 1 rejected"),
         ([0, 0, 1, 1], [0, 1, 0, 2], r"found \[2\]"),
         ([0, 0, 1, 1], [0, 0, 1, 1], "2 chosen, 2 rejected"),
+        ([0, 0, 0, 0], [0, 0, 1, 1], "one of each in every row"),
     ],
 )
 def test_rows_that_are_no_pairs_are_refused(group: list[int], rank: list[int], message: str) -> None:
@@ -264,3 +266,12 @@ def test_attributes_need_one_head_and_label_each(change: str) -> None:
         batch = batch_of(batch.mask, label=batch.label[:, :4])
     with pytest.raises(ValueError, match=r"reward-attributes: want .* for helpfulness"):
         reward_attributes.loss(forwards, batch, given.config)
+
+
+def test_equal_keys_keep_their_order_in_long_lists() -> None:
+    """More than a sort takes at once: without `stable` the order of equals is the sort's own."""
+    index, present = ranked_lists(torch.zeros(500, dtype=torch.int64), torch.zeros(500))
+    assert present.all() and torch.equal(index[0], torch.arange(500))
+    group = torch.arange(500) % 2
+    index, _ = ranked_lists(group, torch.zeros(500))
+    assert torch.equal(index, torch.arange(500).view(-1, 2).t())
