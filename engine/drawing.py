@@ -15,7 +15,7 @@ from storage.rows import count_rows, read_rows
 
 Row = dict[str, Any]
 DROPPED = "dropped.jsonl"  # prompts that a stage could not use
-WAVES = 4  # batches of responses to a chunk of prompts: ended rows are refilled, only a chunk's last ones wait for the longest
+WAVES = 4  # batches of responses to a chunk of prompts: only a chunk's last ones wait for the longest
 
 
 def draw(path: Path, count: int, *, seed: int, stream: str, turn: int = 1) -> list[int]:

@@ -106,8 +106,8 @@ def _token_stats(model: Any, padded: Padded, temperature: float, *, entropy: boo
         logp, spread = _read(logits, target, temperature, entropy)
     else:
         states, head = _states(model, padded, places), model.get_output_embeddings()
-        rows = max(1, _CHUNK // head.weight.shape[0])
-        if len(places) <= rows:
+        rows = max(1, _CHUNK // model.config.vocab_size)
+        if len(places) <= rows or pruned.one_path(getattr(model, model.base_model_prefix)):
             logp, spread = _read(head(states), target, temperature, entropy)
         else:
             part = lambda s, t: _read(head(s), t, temperature, entropy)

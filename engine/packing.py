@@ -7,7 +7,7 @@ that a mask has to know of the token.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -57,7 +57,8 @@ class Shape:
 def shape_of(model: Any) -> Shape | None:
     """The shape of a Hugging Face model, from its config and its body's size; None if it must not be packed."""
     config = model.config
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+    kinds = getattr(config, "layer_types", None)
+    if "sliding_attention" in (kinds or ()) or (kinds is None and getattr(config, "sliding_window", None)):
         return None  # such a layer makes its own mask from places in the row
     layers = max(1, int(getattr(config, "num_hidden_layers", 1)))
     body = getattr(model, model.base_model_prefix)
@@ -67,6 +68,14 @@ def shape_of(model: Any) -> Shape | None:
         pruned.known(body) and config._attn_implementation == "sdpa" and next(model.parameters()).device.type == "cpu"
     )
     return Shape(size / layers, 2.0 * int(config.hidden_size) * ATTENTION_WEIGHT, apart)
+
+
+def shape_for(models: Sequence[Any]) -> Shape | None:
+    """The shape by which to lay out what all of these will read: that of the first, with what each of them allows."""
+    shapes = [shape_of(model) for model in models]
+    if shapes[0] is None or None in shapes:
+        return None
+    return replace(shapes[0], apart=all(shape is not None and shape.apart for shape in shapes))
 
 
 def arrange(

@@ -17,7 +17,7 @@ from engine.examples import Item, Reader
 from engine.job import Job
 from engine.ladder import Anchors, check_ladder
 from engine.models import critic_from_reward, freeze, load_policy, reward_from_policy
-from engine.packing import shape_of
+from engine.packing import shape_for
 from engine.rollouts import Judge, Models, Prompts, judge_of
 from engine.scoring import load_scorers, names
 from engine.sharding import trainer_for
@@ -79,7 +79,7 @@ def open_run(job: Job, judge: Judge | None) -> Run:
     if judge is None and not scorers:
         raise StageError("online needs a reward model: give rewards")
     begun, critic = adapters.add(load_policy(start, job.runtime), recipe.lora, recipe.seed), None
-    reference, shape = _reference(job, begun, start, rest), shape_of(begun)
+    reference, shape = _reference(job, begun, start, rest), shape_for([begun])
     steps = recipe.iterations * recipe.epochs * (recipe.batch_size // recipe.minibatch_size)
     if "value" in method.forwards:
         found = [job.folder("critic_start")] if "critic_start" in job.inputs else folders
@@ -89,6 +89,7 @@ def open_run(job: Job, judge: Judge | None) -> Run:
         if recipe.critic_head == "zero":
             torch.nn.init.zeros_(model.score.weight)
         model = adapters.add(model, recipe.lora, recipe.seed)
+        shape = shape_for([begun, model])  # before DeepSpeed cuts the weights
         more = recipe.warmup_batches * recipe.warmup_steps
         critic = trainer_for(model, recipe.critic_optimizer, steps + more, job.runtime, recipe.dtype)
     policy = trainer_for(begun, recipe.optimizer, steps, job.runtime, recipe.dtype)

@@ -23,7 +23,22 @@ def known(body: Any) -> bool:
         and type(body).__module__.startswith("transformers.")
         and len(body.layers) == body.config.num_hidden_layers
         and "sliding_attention" not in (getattr(body.config, "layer_types", None) or ())
+        and not one_path(body)
     )
+
+
+def keep_to_one_path(model: Any) -> None:
+    """From now on compute this model in one way, whatever the batch: all weights in the model's own order, each once.
+
+    ZeRO-3 fetches a layer's weights from all processes when it is called; processes that call layers in another order, or
+    more often, would exchange the wrong ones, without an error.
+    """
+    getattr(model, model.base_model_prefix)._one_path = True
+
+
+def one_path(body: Any) -> bool:
+    """Whether this body is to be computed in one way only."""
+    return bool(getattr(body, "_one_path", False))
 
 
 def applies(body: Any, places: int, tokens: int) -> bool:

@@ -21,7 +21,7 @@ from engine.errors import NotFinite, StageError
 from engine.forwards import logps, logps_entropy, rewards, values
 from engine.generate import Generated, generate
 from engine.idle import awake
-from engine.packing import arrange, shape_of
+from engine.packing import arrange, shape_for, shape_of
 from engine.scoring import Scorer, combine, score_texts
 from engine.sharding import ALONE
 from methods.batch import Rollout
@@ -78,15 +78,18 @@ def take(count: int, first: int, size: int, seed: int, stream: str) -> list[int]
 def judge_of(scorers: Sequence[Scorer], chat: Any, limits: Limits, rows_per_batch: int) -> Judge:
     """Raw scores by reward models that read the same token ids as the policy (`load_scorers` has made sure).
 
-    One that reads in its own way gets the texts; one whose policy is asked for something gets the prompt without that.
+    One that reads in its own way gets the texts; one whose policy is asked for something gets the prompt without that. A body
+    for which the policy's layout is wrong (a sliding window) or slow (trees apart) lays the rows out itself.
     """
+    shapes = [shape_of(scorer.model) for scorer in scorers]
 
     def judge(
         rows: Sequence[Row], pairs: Sequence[Pair], parts: Sequence[tuple[list[int], Padded]]
     ) -> dict[str, list[float | None]]:
         found: dict[str, list[float | None]] = {kind: [None] * len(pairs) for kind in ("helpfulness", "safety")}
-        for scorer in scorers:
-            if scorer.own or chat.asks:
+        laid_apart = any(padded.sizes is not None for _, padded in parts)
+        for scorer, shape in zip(scorers, shapes):
+            if scorer.own or chat.asks or shape is None or (laid_apart and not shape.apart):
                 said = [(r["messages"], chat.text(p[1]) if scorer.own else p[1]) for r, p in zip(rows, pairs)]
                 found[scorer.kind] = list(score_texts(scorer.model, scorer.chat, said, limits, rows_per_batch))
                 continue
@@ -266,7 +269,7 @@ def _generate(
 
 def _parts(pairs: Sequence[Pair], models: Models, runtime: Runtime) -> list[tuple[list[int], Padded]]:
     groups = micro_batches([[len(p) + len(r)] for p, r in pairs], runtime.score_rows)
-    shape = shape_of(models.policy)  # the others are taken to be alike
+    shape = shape_for([m for m in (models.policy, models.reference, models.critic) if m is not None])
     pack = lambda part: arrange([pairs[i] for i in part], pad_id=models.chat.pad_id, shape=shape)
     return [(part, pack(part).to(runtime.device)) for part in groups]
 

@@ -33,6 +33,7 @@ from engine.generate import Generated, Key
 from engine.models import load_policy
 
 PATIENCE = 1800.0  # seconds in which the server must have loaded the model
+BRIEF = 30.0  # seconds in which it must say that it is well; responses have PATIENCE
 CHECKED = 32  # responses of each call whose log-probs the trainer's own forward computes too
 NOISE = {"float32": 1e-3, "bfloat16": 0.05}  # mean difference of a log-prob that is rounding (METHODS 4.4, T40)
 MOST_AT_ONCE = 512  # requests in flight
@@ -212,11 +213,14 @@ class Client:
         """
         if getattr(self.held, "connection", None) is None:
             kind = http.client.HTTPSConnection if self.url.scheme == "https" else http.client.HTTPConnection
-            self.held.connection = kind(self.url.netloc)
+            self.held.connection = kind(self.url.netloc, timeout=PATIENCE)
             self.opened.append(self.held.connection)
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
         connection: http.client.HTTPConnection = self.held.connection
         data = None if body is None else json.dumps(body)
+        connection.timeout = BRIEF if data is None else PATIENCE
+        if connection.sock is not None:
+            connection.sock.settimeout(connection.timeout)
         try:
             connection.request("GET" if data is None else "POST", self.url.path.rstrip("/") + path, data, headers)
             answer = connection.getresponse()

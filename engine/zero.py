@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from configs.recipes import Optimizer
 from configs.runtime import Runtime
-from engine import checkpoint
+from engine import checkpoint, pruned
 from engine.batches import Padded
 from engine.errors import NotFinite
 from engine.forwards import compute
@@ -66,6 +66,8 @@ class Zero:
             dist_init_required=False,
             config=_config(recipe, runtime, dtype, sum(p.numel() for _, p in self._named)),
         )
+        if runtime.zero == 3:
+            pruned.keep_to_one_path(model)
         self._gathered: dict[str, Tensor] = {}
         self._copy: Any = None  # of a model that is partitioned
         self._clip, self._norm = recipe.clip, 0.0

@@ -10,7 +10,7 @@ from configs.runtime import Runtime
 from engine import forwards, pruned
 from engine.batches import collate
 from engine.models import load_policy, reward_from_policy
-from engine.packing import Shape, arrange, grow, pack, shape_of
+from engine.packing import Shape, arrange, grow, pack, shape_for, shape_of
 
 A, B = [1, 40, 41, 42], [1, 40, 50]
 PAIRS = [
@@ -95,7 +95,7 @@ def test_random_groups_are_exact(policy: Path) -> None:
 
 def test_a_body_with_a_sliding_window_keeps_its_own_forward() -> None:
     """Its layers do not see all that lies before: neither of the forms written out here may take it."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     small = {
         "vocab_size": 99,
@@ -108,6 +108,9 @@ def test_a_body_with_a_sliding_window_keeps_its_own_forward() -> None:
     assert shape_of(slid) is None and not pruned.known(slid.model)
     plain = Qwen2ForCausalLM(Qwen2Config(**small))
     assert shape_of(plain) is not None and pruned.known(plain.model)
+    ministral = lambda window: MistralForCausalLM(MistralConfig(**small, num_key_value_heads=2, sliding_window=window))
+    assert shape_of(ministral(4)) is None and shape_of(ministral(None)) is not None  # it names no kinds of layers
+    assert shape_for([plain, ministral(4)]) is None and shape_for([plain, plain]) == shape_of(plain)
 
 
 def test_the_cheaper_form_is_taken(policy: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from configs.recipes import Tripwires
 from configs.runtime import Runtime
+from engine.places import free_port
 from storage import Ref, Store, open_store
 from storage.rows import write_rows
 
@@ -118,6 +119,27 @@ def online(store: Store, policy: Path, rewards: list[Path], prompts: Path, examp
         }  # fmt: skip
 
     return made
+
+
+@pytest.mark.slow
+@pytest.mark.slow_short
+def test_processes_with_unlike_batches_fetch_the_same_weights() -> None:
+    """A long prompt is computed with a pruned last layer, a long response without: ZeRO-3 would mix up what it fetches."""
+    port, root = free_port("127.0.0.1"), Path(__file__).parents[2]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(root),
+              "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}  # fmt: skip
+    parties = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("zero_paths.py"))], cwd=root, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for party in parties:
+        said, _ = party.communicate(timeout=600)
+        told = json.loads(said.strip().splitlines()[-1])
+        assert told["found"] == pytest.approx(told["wanted"], abs=1e-4)
+        assert told["norm"] == pytest.approx(told["wanted_norm"], rel=1e-4)
 
 
 IN_CI = [0, 1, pytest.param(2, marks=pytest.mark.slow_short), pytest.param(3, marks=pytest.mark.slow_short)]
