@@ -106,7 +106,7 @@ def _token_stats(model: Any, padded: Padded, temperature: float, *, entropy: boo
         logp, spread = _read(logits, target, temperature, entropy)
     else:
         states, head = _states(model, padded, places), model.get_output_embeddings()
-        rows = max(1, _CHUNK // model.config.vocab_size)
+        rows = max(1, _CHUNK // max(1, head.weight.shape[0]))  # 0: it is cut up, by ZeRO-3
         if len(places) <= rows or pruned.one_path(getattr(model, model.base_model_prefix)):
             logp, spread = _read(head(states), target, temperature, entropy)
         else:

@@ -158,6 +158,7 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
         ([0, 0, 1, 1], [0, 1, 0, 2], r"found \[2\]"),
         ([0, 0, 1, 1], [0, 0, 1, 1], "2 chosen, 2 rejected"),
         ([0, 0, 0, 0], [0, 0, 1, 1], "one of each in every row"),
+        ([0, 1, 1, 0, 1, 1], [0, 0, 0, 1, 1, 1], "one of each in every row"),
     ],
 )
 def test_rows_that_are_no_pairs_are_refused(group: list[int], rank: list[int], message: str) -> None:
