@@ -229,6 +229,7 @@ def main() -> None:
     """The console entry point: every expected error is one line."""
     from configs import ConfigError
     from storage import StorageError, redact
+    from storage.errors import one_line
 
     expected: tuple[type[BaseException], ...] = (ConfigError, StorageError)
     try:
@@ -252,12 +253,5 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("ROUNDHOUSE_DEBUG"):
             raise
-        sys.stderr.write(redact(f"error: {_one_line(error)}\n"))
+        sys.stderr.write(redact(f"error: {one_line(error)} (ROUNDHOUSE_DEBUG=1 shows where)\n"))
         sys.exit(1)
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, KeyError) or not text:  # a KeyError's own text is the key alone
-        text = f"{type(error).__name__}: {text}".removesuffix(": ")
-    return f"{text} (ROUNDHOUSE_DEBUG=1 shows where)"

@@ -20,6 +20,7 @@ from configs.runtime import Runtime
 from engine import workers
 from engine.job import Job
 from storage import Ref, SavePoints, Store, open_store
+from storage.errors import one_line
 
 RECIPES = {
     "ingest": recipes.Ingest,
@@ -112,15 +113,9 @@ def main(spec: dict[str, Any]) -> int:
         say(
             event="failed",
             kind=type(error).__name__,
-            message=said(error)[:2000],
+            message=one_line(error)[:2000],
         )
         return 1
-
-
-def said(error: BaseException) -> str:
-    """An error as one line. A KeyError's own text is the key alone."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}".removesuffix(": ") if isinstance(error, KeyError) or not text else text
 
 
 def _close(job: Job | None) -> None:

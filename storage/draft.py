@@ -110,9 +110,8 @@ class Draft:
             return None, str(err)
         if problem := altered(backend, stored, f"{self._home}/{stored.attempt}"):
             return None, problem
-        backend.delete(
-            suspect_key(self.ref.key, stored.attempt)
-        )  # whole after all: a reader's mark would hide it for ever
+        # Whole after all: a reader's mark would hide it for ever.
+        backend.delete(suspect_key(self.ref.key, stored.attempt))
         return stored, ""
 
     def _first(self) -> Manifest | None:

@@ -56,3 +56,11 @@ def unwritable(err: OSError, where: object) -> Unwritable:
     """Return the one-line error for a failed file operation at `where`, with what to do about it."""
     advice = _ADVICE.get(err.errno or 0, f"{err.strerror or type(err).__name__}: check the path")
     return Unwritable(f"{where}: {advice}")
+
+
+def one_line(err: BaseException) -> str:
+    """Return an error's text as one line, its type's name where there is none. A KeyError's own text is the key alone."""
+    text = " ".join(str(err).split())
+    if text and not isinstance(err, KeyError):
+        return text
+    return f"{type(err).__name__}: {text}" if text else type(err).__name__

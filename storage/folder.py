@@ -120,6 +120,7 @@ class FolderBackend:
         """See `Backend`: a disk that fails is not asked again."""
 
     def read(self, key: str) -> bytes:
+        """See `Backend`."""
         path = self._path(key)
         try:
             with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
@@ -153,9 +154,11 @@ class FolderBackend:
                 _drop(temp)
 
     def write(self, key: str, data: bytes) -> None:
+        """See `Backend`."""
         self._place(key, data, create=False)
 
     def create(self, key: str, data: bytes) -> None:
+        """See `Backend`."""
         try:
             self._place(key, data, create=True)
         except AlreadyExists:
@@ -163,6 +166,7 @@ class FolderBackend:
                 raise
 
     def size(self, key: str) -> int | None:
+        """See `Backend`."""
         path = self._path(key)
         try:
             return path.stat(follow_symlinks=False).st_size if path.is_file() else None
@@ -172,6 +176,7 @@ class FolderBackend:
             raise unwritable(err, path) from err
 
     def delete(self, key: str) -> None:
+        """See `Backend`."""
         path = self._path(key)
         try:
             path.unlink(missing_ok=True)
@@ -181,6 +186,7 @@ class FolderBackend:
             raise unwritable(err, path) from err
 
     def list(self, prefix: str, *, deep: bool = True) -> Iterator[Entry]:
+        """See `Backend`."""
         folder = self._path(prefix)
         try:
             found = sorted(os.scandir(folder), key=lambda item: item.name)
@@ -202,6 +208,7 @@ class FolderBackend:
             yield Entry(f"{prefix}/{item.name}", facts.st_size, facts.st_mtime)
 
     def upload(self, path: Path, key: str) -> None:
+        """See `Backend`."""
         target = self._path(key, make=True)
         if target == path:  # a draft of a folder store is written where it stays
             try:
@@ -225,6 +232,7 @@ class FolderBackend:
             _drop(temp)
 
     def download(self, key: str, path: Path) -> None:
+        """See `Backend`."""
         try:
             with open(self._path(key), "rb") as source, open(path, "wb") as file:
                 while chunk := source.read(2**20):
@@ -235,6 +243,7 @@ class FolderBackend:
             raise unwritable(err, path) from err
 
     def hash(self, key: str) -> str:
+        """See `Backend`."""
         path = self._path(key)
         try:
             return sha256_file(path)
@@ -244,9 +253,11 @@ class FolderBackend:
             raise unwritable(err, path) from err
 
     def now(self) -> float:
+        """See `Backend`."""
         return time.time()
 
     def abandoned(self, age: float, *, remove: bool) -> int:
+        """See `Backend`."""
         count, limit = 0, self.now() - age
         for parent, _, names in os.walk(self._root):
             for path in (Path(parent, name) for name in names if name.startswith(_TEMP)):

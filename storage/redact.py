@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 _HIDDEN = "[redacted]"
 # What may follow a secret's label: a value up to the next separator, quoted or not.
@@ -36,19 +36,22 @@ _NAMES = re.compile(
 _LEAST = 8  # characters; a shorter value would be found in ordinary words
 
 
+def _secrets() -> Iterator[tuple[str, str]]:
+    """The environment's secrets: (name, value)."""
+    for name, value in os.environ.items():
+        if len(value) >= _LEAST and _NAMES.search(name):
+            yield name, value
+
+
 def secret_in(text: str) -> str | None:
     """Return the name of an environment variable whose secret value `text` holds, or None."""
-    for name, value in os.environ.items():
-        if len(value) >= _LEAST and _NAMES.search(name) and value in text:
-            return name
-    return None
+    return next((name for name, value in _secrets() if value in text), None)
 
 
 def redact(text: str) -> str:
     """Return `text` with access keys, signatures, tokens, passwords and the environment's secrets replaced by a mark."""
-    for name, value in os.environ.items():
-        if len(value) >= _LEAST and _NAMES.search(name):
-            text = text.replace(value, _HIDDEN)
+    for _, value in _secrets():
+        text = text.replace(value, _HIDDEN)
     for pattern in _PATTERNS:
         text = pattern.sub(lambda found: found.group("keep") + _HIDDEN, text)
     return text
@@ -58,6 +61,7 @@ class Redactor(logging.Filter):
     """Logging filter that redacts the message, its arguments and the traceback of every record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """See `logging.Filter`."""
         record.msg, record.args = redact(record.getMessage()), ()
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)

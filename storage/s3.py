@@ -127,6 +127,7 @@ class S3Backend:
             return False
 
     def read(self, key: str) -> bytes:
+        """See `Backend`."""
         path = f"{self._bucket}/{self._prefix}{key}"
 
         def action() -> bytes:
@@ -137,9 +138,11 @@ class S3Backend:
         return self._retry.run(action, f"{self.url}/{key}", self.patience[self._patience(key)])
 
     def write(self, key: str, data: bytes) -> None:
+        """See `Backend`."""
         self._put(key, data)
 
     def create(self, key: str, data: bytes) -> None:
+        """See `Backend`."""
         exists = AlreadyExists(f"{self.url}/{key}: exists already")
         if not self.conditional and self.size(key) is not None:
             if self._holds(key, data):
@@ -156,6 +159,7 @@ class S3Backend:
         raise StorageError(f"{self.url}/{key}: read back altered {_TRIES} times")
 
     def size(self, key: str) -> int | None:
+        """See `Backend`."""
         try:
             answer = self._call("head_object", key, self._patience(key), Key=self._prefix + key)
         except NotFound:
@@ -180,12 +184,14 @@ class S3Backend:
             raise StorageError(f"{self.url}: the server does not tell the time") from None
 
     def delete(self, key: str) -> None:
+        """See `Backend`."""
         try:
             self._call("delete_object", key, self._patience(key), Key=self._prefix + key)
         except NotFound:
             return
 
     def list(self, prefix: str, *, deep: bool = True) -> Iterator[Entry]:
+        """See `Backend`."""
         arguments: dict[str, Any] = {"Prefix": f"{self._prefix}{prefix}/"}
         if not deep:
             arguments["Delimiter"] = "/"
@@ -220,6 +226,7 @@ class S3Backend:
         return str(answer["ETag"]).strip('"')
 
     def upload(self, path: Path, key: str) -> None:
+        """See `Backend`."""
         try:
             if path.stat().st_size <= 2 * PART:
                 self._put(key, path.read_bytes())
@@ -253,6 +260,7 @@ class S3Backend:
         yield from in_order(lambda start: self._range(key, start, min(start + PART, size)), range(0, size, PART))
 
     def download(self, key: str, path: Path) -> None:
+        """See `Backend`."""
         try:
             with open(path, "wb") as file:
                 for chunk in self._chunks(key):
@@ -261,6 +269,7 @@ class S3Backend:
             raise unwritable(err, path) from err
 
     def hash(self, key: str) -> str:
+        """See `Backend`."""
         sha = hashlib.sha256()
         for chunk in self._chunks(key):
             sha.update(chunk)
@@ -293,6 +302,7 @@ class S3Backend:
         return count
 
     def close(self) -> None:
+        """See `Backend`."""
         if self._fs is not None and self._pid == os.getpid() and self._fs._s3 is not None:
             # s3fs's own way out waits 0.1 s and then leaves sockets open.
             fsspec.asyn.sync(self._fs.loop, self._fs._s3creator.__aexit__, None, None, None, timeout=5)

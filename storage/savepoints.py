@@ -75,7 +75,7 @@ class SavePoints:
         A folder that came from `.folder()` is used up; any other is copied and left alone.
 
         Raises:
-            LeaseLost: another process has taken over; nothing was published.
+            LeaseLost: another process has taken over, perhaps just after this point was published.
         """
         if type(step) is not int or step < 0:
             raise ValueError(f"step {step!r}: want a count of steps")

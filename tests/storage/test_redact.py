@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from storage import StorageError
+from storage.errors import one_line
 from storage.redact import install_redactor, redact
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
@@ -99,3 +100,9 @@ def test_every_handler_is_found_and_filtered_once():
         assert len(handler.filters) == 1
     finally:
         logger.removeHandler(handler)
+
+
+def test_an_error_is_one_line_that_says_what_it_is():
+    assert one_line(ValueError("two\n  lines")) == "two lines"
+    assert one_line(KeyError("prompt")) == "KeyError: 'prompt'"
+    assert one_line(RuntimeError()) == "RuntimeError"
