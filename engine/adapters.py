@@ -25,14 +25,25 @@ def add(model: Any, lora: Lora | None, seed: int) -> Any:
     """
     if lora is None:
         return model
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import LoraConfig
 
     names = targets(model, lora)
     turned = type(model.get_submodule(names[0])).__name__ == "Conv1D"
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names, fan_in_fan_out=turned)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = inject_adapter_in_model(config, model, adapter_name=NAME)
+        return _with(config, model)
+
+
+def alike(plain: Any, model: Any) -> Any:
+    """The plain model with fresh adapters of the shapes that another model of its kind has; as it is where that has none."""
+    return _with(model.peft_config[NAME], plain) if layers(model) else plain
+
+
+def _with(config: Any, model: Any) -> Any:
+    from peft import inject_adapter_in_model
+
+    model = inject_adapter_in_model(config, model, adapter_name=NAME)
     if hasattr(model, "score"):
         model.score.requires_grad_(True)
     return model

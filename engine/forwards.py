@@ -106,8 +106,9 @@ def _token_stats(model: Any, padded: Padded, temperature: float, *, entropy: boo
         logp, spread = _read(logits, target, temperature, entropy)
     else:
         states, head = _states(model, padded, places), model.get_output_embeddings()
-        rows = max(1, _CHUNK // max(1, head.weight.shape[0]))  # 0: it is cut up, by ZeRO-3
-        if len(places) <= rows or pruned.one_path(getattr(model, model.base_model_prefix)):
+        is_cut = hasattr(head.weight, "ds_id")  # by ZeRO-3, for which processes must call it equally often
+        rows = max(1, _CHUNK // max(1, head.weight.shape[0]))
+        if len(places) <= rows or is_cut:
             logp, spread = _read(head(states), target, temperature, entropy)
         else:
             part = lambda s, t: _read(head(s), t, temperature, entropy)

@@ -96,7 +96,7 @@ def open_run(job: Job, judge: Judge | None) -> Run:
     frozen = [freeze(scorer.model) for scorer in scorers] + ([] if reference is begun else [reference])
     models = Models(
         policy=policy.reader,
-        reference=reference,
+        reference=policy.reader if reference is begun else reference,
         critic=None if critic is None else critic.reader,
         judge=judge or judge_of(scorers, chat, recipe.limits, job.runtime.score_rows),
         chat=chat,

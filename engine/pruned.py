@@ -30,8 +30,8 @@ def known(body: Any) -> bool:
 def keep_to_one_path(model: Any) -> None:
     """From now on compute this model in one way, whatever the batch: all weights in the model's own order, each once.
 
-    ZeRO-3 fetches a layer's weights from all processes when it is called; processes that call layers in another order, or
-    more often, would exchange the wrong ones, without an error.
+    ZeRO-3 fetches a layer's weights from all processes when it is called, ZeRO-2 adds up gradients in the order in which they
+    come: processes that call layers in another order would exchange the wrong ones, without an error.
     """
     getattr(model, model.base_model_prefix)._one_path = True
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from configs.recipes import Optimizer
 from configs.runtime import Runtime
-from engine import adapters, checkpoint
+from engine import checkpoint
 from engine.batches import Padded
-from engine.errors import NotFinite, StageError
+from engine.errors import NotFinite
 from engine.forwards import compute
 from methods import schedules
 
@@ -180,10 +180,6 @@ def trainer_for(model: Any, recipe: Optimizer, total: int, runtime: Runtime, dty
     """`Plain`, or DeepSpeed where the runtime launches several processes: both have the same functions."""
     if runtime.launcher == "local":
         return Plain(model, recipe, total, dtype)
-    if adapters.layers(model):
-        raise StageError(
-            "lora with runtime.launcher deepspeed is not supported: adapters train in one process; use local"
-        )
     from engine.zero import Zero
 
     return Zero(model, recipe, total, runtime, dtype)

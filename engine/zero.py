@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from configs.recipes import Optimizer
 from configs.runtime import Runtime
-from engine import checkpoint, pruned
+from engine import checkpoint, partition, pruned
 from engine.batches import Padded
 from engine.errors import NotFinite
 from engine.forwards import compute
@@ -66,7 +66,7 @@ class Zero:
             dist_init_required=False,
             config=_config(recipe, runtime, dtype, sum(p.numel() for _, p in self._named)),
         )
-        if runtime.zero == 3:
+        if runtime.zero >= 2:
             pruned.keep_to_one_path(model)
         self._gathered: dict[str, Tensor] = {}
         self._copy: Any = None  # of a model that is partitioned
@@ -110,20 +110,14 @@ class Zero:
             return self.model
         if self._copy is None:
             dtype = next(self.model.parameters()).dtype
-            self._copy = self._whole(dtype).to(self._engine.device).eval()
-            self.refresh()
+            self._copy = partition.whole(self.model, dtype).to(self._engine.device).eval()
+            partition.fill(self._copy, self.model)
         return self._copy
 
     def refresh(self) -> None:
         """Give `reader` the present weights; every process takes part."""
-        if self._copy is None:
-            return
-        from deepspeed.runtime.zero import GatheredParameters
-
-        with torch.no_grad():
-            for (_, own), copy in zip(self.model.named_parameters(), self._copy.parameters(), strict=True):
-                with GatheredParameters([own]):
-                    copy.copy_(own)
+        if self._copy is not None:
+            partition.fill(self._copy, self.model, only=[n for n, _ in self._named])
 
     def forward(self, names: tuple[str, ...], padded: Padded, temperature: float = 1.0) -> dict[str, Tensor]:
         """What a method's `forwards` asks of the model."""
@@ -171,16 +165,12 @@ class Zero:
 
     def collect(self, *, everywhere: bool = False) -> None:
         """Gather parameters and moments; every process takes part, the first one (or each) keeps them."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
         found: dict[str, Tensor] = {}
         for name, parameter in self._named:
-            one = {f"parameter/{name}": self._full(safe_get_full_fp32_param, parameter, None)}
-            if self.updates:
-                for key in ("exp_avg", "exp_avg_sq"):
-                    one[f"{key}/{name}"] = self._full(safe_get_full_optimizer_state, parameter, key)
-            if self.main or everywhere:
-                found |= {n: t.detach().float().cpu().clone() for n, t in one.items()}
+            for key in (partition.VALUE, *(partition.MOMENTS if self.updates else ())):
+                one = partition.read(parameter, key, self._optimizer)
+                if self.main or everywhere:
+                    found[f"{key}/{name}"] = one.detach().float().cpu().clone()
         found |= {f"buffer/{n}": b for n, b in self._buffers.items()}
         self._gathered = found
 
@@ -191,38 +181,19 @@ class Zero:
 
     def restore(self, folder: Path, record: dict[str, Any], name: str = "model") -> None:
         """Go on from what `save` wrote here or in any other layout."""
-        from deepspeed.utils import (
-            safe_set_full_fp32_param,
-            safe_set_full_optimizer_state,
-            safe_set_local_fp32_param,
-            safe_set_local_optimizer_state,
-        )
-
         if self._pending:  # DeepSpeed forgets gradients in a step only; what that does to the weights is overwritten
             self._engine.step()
             self._pending = False
         self.updates = int(record["updates"])
         stored = checkpoint.read_tensors(folder / f"{name}.safetensors")
-        for n, _ in self._named:  # before the first update there are no moments
-            for key in ("exp_avg", "exp_avg_sq"):
-                stored.setdefault(f"{key}/{n}", torch.zeros_like(stored[f"parameter/{n}"]))
         for state in self._base().state.values():
             state["step"].fill_(float(self.updates))
         for n, parameter in self._named:
-            if hasattr(parameter, "ds_id"):  # ZeRO-3; DeepSpeed's own setter takes divisible sizes only
-                own = self._own_part(parameter, stored[f"parameter/{n}"])
-                safe_set_local_fp32_param(parameter, own)
-                parameter.ds_tensor.data.copy_(own)  # the working copy of the weights
-                for key in ("exp_avg", "exp_avg_sq"):
-                    safe_set_local_optimizer_state(parameter, self._own_part(parameter, stored[f"{key}/{n}"]), key)
-            elif self._is_partitioned(parameter):
-                safe_set_full_fp32_param(parameter, stored[f"parameter/{n}"])
-                for key in ("exp_avg", "exp_avg_sq"):
-                    safe_set_full_optimizer_state(parameter, stored[f"{key}/{n}"], key)
-            else:
-                parameter.data.copy_(stored[f"parameter/{n}"])
-                for key in ("exp_avg", "exp_avg_sq"):
-                    self._optimizer.state[parameter][key].copy_(stored[f"{key}/{n}"])
+            value = stored[f"{partition.VALUE}/{n}"]
+            partition.write(parameter, partition.VALUE, value, self._optimizer)
+            for key in partition.MOMENTS:  # before the first update there are none
+                moment = stored.get(f"{key}/{n}", torch.zeros_like(value))
+                partition.write(parameter, key, moment, self._optimizer)
         if hasattr(self._optimizer, "update_lp_params"):
             self._optimizer.update_lp_params()  # the working copies of the weights, from the fp32 ones
 
@@ -233,44 +204,21 @@ class Zero:
             WorkerDone: in every process but the first.
         """
         self.collect()
+        made = partition.whole(self.model, torch.float32) if self.main else None
+        frozen = [n for n, p in self.model.named_parameters() if not p.requires_grad]
+        partition.fill(made, self.model, only=frozen)
         dist.barrier()
-        if not self.main:
+        if made is None:
             raise WorkerDone
-        whole = self._whole(torch.float32)
         with torch.no_grad():
-            for n, parameter in whole.named_parameters():
-                parameter.copy_(self._gathered[f"parameter/{n}"])
-        return whole.to(self._engine.device).eval()
-
-    def _whole(self, dtype: torch.dtype) -> Any:
-        """A model of the same kind that is not partitioned, its weights still to be filled."""
-        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-        kind = AutoModelForSequenceClassification if hasattr(self.model, "score") else AutoModelForCausalLM
-        attention = self.model.config._attn_implementation
-        return kind.from_config(self.model.config, dtype=dtype, attn_implementation=attention)
+            for n, parameter in made.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(self._gathered[f"{partition.VALUE}/{n}"])
+        return made.to(self._engine.device).eval()
 
     @property
     def _is_cut(self) -> bool:
         return any(hasattr(p, "ds_id") for _, p in self._named)
-
-    def _is_partitioned(self, parameter: nn.Parameter) -> bool:
-        return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
-
-    def _full(self, read: Any, parameter: nn.Parameter, key: str | None) -> Tensor:
-        if self._is_partitioned(parameter):
-            found = read(parameter) if key is None else read(parameter, key)
-            assert found is not None, "DeepSpeed holds no such state"
-            return found
-        return parameter if key is None else self._optimizer.state[parameter][key]
-
-    def _own_part(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
-        """This process's part of a full tensor, as ZeRO-3 cuts it: equal parts, the last one filled up with zeros."""
-        from deepspeed.utils import safe_get_local_fp32_param
-
-        size = safe_get_local_fp32_param(parameter).numel()
-        padded = nn.functional.pad(value.flatten(), (0, size * self.world - value.numel()))
-        return padded[size * self.rank : size * (self.rank + 1)]
 
     def _clip_plain(self) -> None:
         """Clip as `sharding.Plain` does and keep the norm."""

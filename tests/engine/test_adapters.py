@@ -1,5 +1,6 @@
 """Low-rank adapters: off they are not there, on they are all that is trained, published they are merged (T35)."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,9 @@ from tiny_models import ARCHITECTURES
 
 from configs.recipes import Lora
 from configs.runtime import Runtime
-from engine import adapters
+from engine import adapters, partition
 from engine.batches import collate
 from engine.decoders import decoder_for
-from engine.errors import StageError
 from engine.forwards import logps
 from engine.models import freeze, load_policy, reward_from_policy
 from engine.sharding import Plain
@@ -107,9 +107,12 @@ def test_online_the_reference_is_the_policy_with_its_adapters_off(start: Any, po
     assert abs(curve[0]) < 1e-6 and curve[-1] != 0 and summary["iterations"] == 3
 
 
-def test_adapters_under_several_processes_are_refused(policy: Path) -> None:
-    from engine.sharding import trainer_for
-
-    model = adapters.add(load_policy(policy, RUNTIME), LORA, seed=1)
-    with pytest.raises(StageError, match=r"lora with runtime\.launcher deepspeed"):
-        trainer_for(model, FAST, 1, Runtime(launcher="deepspeed"), "float32")
+@pytest.mark.parametrize("load", [load_policy, partial(reward_from_policy, seed=3)])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_whole_copy_has_adapters_like_its_model(policies: dict[str, Path], architecture: str, load: Any) -> None:
+    model = adapters.add(load(policies[architecture], RUNTIME), LORA, seed=1)
+    for dtype in (torch.float32, torch.bfloat16):
+        copy = partition.whole(model, dtype)
+        named = [[(n, p.shape, p.requires_grad) for n, p in one.named_parameters()] for one in (model, copy)]
+        assert named[0] == named[1] and len(adapters.layers(copy)) > 0
+        assert {p.dtype for p in copy.parameters()} == {dtype}
