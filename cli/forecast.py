@@ -17,6 +17,7 @@ from cli.costs import (
     Lengths,
     Sizes,
     activation_bytes,
+    adapters_of,
     cache_bytes,
     human,
     sizes_of,
@@ -92,7 +93,9 @@ def forecast(artifact: Artifact, runtime: Runtime, reads: Reads | None = None) -
     lora, dtype = getattr(recipe, "lora", None), getattr(recipe, "dtype", "float32")
     plain = sizes_of(architecture)
     trained = sizes_of(architecture, lora=lora, reward=isinstance(recipe, Reward))
-    learn = trained.parameters if lora is None else trained.parameters - sizes_of(architecture).parameters
+    learn = trained.parameters
+    if lora is not None:
+        learn = adapters_of(architecture, lora) + (trained.head if isinstance(recipe, Reward) else 0)
     held = training_bytes(trained.parameters, learn, dtype, launcher=runtime.launcher, zero=runtime.zero,
                           processes=runtime.processes).total  # fmt: skip
     kept = (2 if dtype == "bfloat16" else 4) * sizes_of(architecture, reward=isinstance(recipe, Reward)).parameters
@@ -179,7 +182,9 @@ def _online(one: _One, recipe: Online, start: Forecast, dtype: str) -> Forecast:
     steps = recipe.iterations * recipe.epochs * (recipe.batch_size // recipe.minibatch_size)
     rows = one.runtime.train_rows or recipe.minibatch_size
     frozen = (one.scorers() + (recipe.lora is None)) * 4 * one.plain.parameters
-    memory = start.memory * (2 if has_critic else 1) + frozen
+    memory = start.memory * len(heads) + frozen
+    if one.runtime.launcher != "local" and one.runtime.zero == 3:  # each process reads and samples with whole copies
+        memory += len(heads) * (2 if dtype == "bfloat16" else 4) * one.trained.parameters
     memory += activation_bytes(one.trained, rows, lengths, lengths.response, dtype)
     tokens = round(recipe.iterations * recipe.batch_size * lengths.response)
     flops = rollouts * read + learned + warmed

@@ -13,6 +13,7 @@ from cli.costs import Lengths, sizes_of
 from cli.forecast import Forecast, Reads, architecture_of, expected, forecast, inputs_of
 from configs import Campaign, load
 from configs.load import FOLDER, check, resolve
+from configs.runtime import Runtime
 from engine.evaluate import SMOKE
 from flows.rounds import align
 from storage import open_store
@@ -163,3 +164,22 @@ def test_what_reads_and_scores_counts_every_pass(tmp_path: Path) -> None:
     assert len(SMOKE) == cli.forecast.SMOKE
     versions = len(inputs_of(run.artifacts["compare"], "versions"))
     assert versions > 1 and expected(run.artifacts["compare"]).rows == versions * run.campaign.evaluate.prompts
+
+
+def test_adapters_learn_with_a_reward_models_head(tmp_path: Path) -> None:
+    """By hand, tables not tied: rank 3 times inputs and outputs of the layers of two blocks; a reward head of 32 weights."""
+    lora = {"rank": 3, "alpha": 8.0}
+    changes: dict[str, Any] = {"base__pretrain__architecture__tie_word_embeddings": False, "sft__lora": lora}
+    run = laid_out(micro(**changes, rewards__helpfulness__lora=lora), tmp_path / "store")
+    layers = 2 * (64 + 48 + 48 + 64 + 96 + 96 + 96)  # q, k, v, o, gate, up, down
+    trained = {name: forecast(artifact, run.runtime).trained for name, artifact in run.artifacts.items()}
+    assert (trained["v0"], trained["r1-helpfulness"]) == (3 * layers, 3 * layers + 32)
+
+
+def test_under_zero_3_an_online_stage_holds_whole_copies_too(tmp_path: Path) -> None:
+    """Of policy and critic, in fp32; the ones that learn are divided."""
+    run = laid_out(micro(), tmp_path / "store")
+    online = next(a for a in run.artifacts.values() if a.stage.work == "online")
+    size = forecast(online, run.runtime).parameters
+    memory = {zero: forecast(online, Runtime(launcher="deepspeed", processes=2, zero=zero)).memory for zero in (2, 3)}
+    assert memory[2] - memory[3] == 2 * (4 * size - 4 * size // 2) - 2 * 4 * size
