@@ -1,4 +1,4 @@
-"""What a runtime asks for beyond the locked packages: found missing before any work, in one line."""
+"""What a runtime asks for and cannot have, extras or several processes: found missing before any work, in one line."""
 
 import importlib.util
 import subprocess
@@ -10,11 +10,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def check_extras(runtime: Runtime) -> None:
-    """Make sure that the runtime's vLLM environment and Ray are there.
+    """Make sure that the runtime's vLLM environment and Ray are there, and a launcher where it wants several processes.
 
     Raises:
         ConfigError: one is not.
     """
+    if runtime.launcher == "local" and (runtime.processes > 1 or runtime.zero):
+        raise ConfigError(
+            f"runtime has processes {runtime.processes} and zero {runtime.zero}, but its launcher is local, which starts one "
+            "process: set it to deepspeed or ray"
+        )
     if runtime.launcher == "ray" and importlib.util.find_spec("ray") is None:
         raise ConfigError("runtime.launcher is ray, but Ray is not installed: .venv/bin/pip install 'roundhouse[ray]'")
     if runtime.sampler == "vllm" and not runtime.vllm.startswith(("http://", "https://")):

@@ -27,3 +27,12 @@ def test_a_run_says_so_before_its_first_stage_and_a_plan_does_not_need_it(tmp_pa
     with pytest.raises(ConfigError, match="there is no /none"):
         Run(campaign, store, missing)
     Run(campaign, store, missing, mode="plan")
+
+
+@pytest.mark.parametrize("wanted", [{"processes": 2}, {"zero": 2}])
+def test_several_processes_without_a_launcher_are_refused(wanted: dict[str, int]) -> None:
+    with pytest.raises(
+        ConfigError, match="its launcher is local, which starts one process: set it to deepspeed or ray"
+    ):
+        check_extras(Runtime(**wanted))
+    check_extras(Runtime(launcher="deepspeed", **wanted))
