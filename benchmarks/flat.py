@@ -1,8 +1,9 @@
-"""Rows are streamed: `python -m benchmarks.flat [--prompts 1000 10000 100000]`.
+"""Rows are streamed: `python -m benchmarks.flat [--prompts 1000 10000 100000] [--repeats 3]`.
 
 Samples one response of at most 4 tokens to each prompt from a very small model, scores it under one reward model and selects,
 each in a process of its own, at rising numbers of prompts. Peak memory must stay where it is and processor time a prompt
-too: the table has the peak, how far it is above the process at its start, and milliseconds a prompt.
+too: the table has the peak, how far it is above the process at its start, and milliseconds a prompt, medians of repeats that
+take turns, with their spread.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import functools
 import io
 import json
 import resource
+import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -93,34 +96,53 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def measure(home: Path, count: int, stage: str) -> dict[str, float]:
+    """One stage in a process of its own, as if it had never been done."""
+    shutil.rmtree(home / str(count) / stage, ignore_errors=True)
+    shutil.rmtree(home / "store", ignore_errors=True)
+    with tempfile.TemporaryFile("w+") as out:
+        if in_child(functools.partial(work, home, count, stage, out)):
+            raise RuntimeError(f"{stage} of {count} prompts failed")
+        out.seek(0)
+        return dict(json.load(out))
+
+
+def line(stage: str, count: int, found: list[dict[str, float]], first: float) -> str:
+    """Of the table: medians; milliseconds also as a multiple of those of the smallest number of prompts."""
+    peak, above, each = (statistics.median(one[what] for one in found) for what in ("peak", "above", "each"))
+    spread = f"{min(one['each'] for one in found):.3f} to {max(one['each'] for one in found):.3f}"
+    return f"| {stage} | {count} | {peak:.0f} MiB | {above:.0f} MiB | {each:.3f} ms ({spread}) | {each / first:.2f} |"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, nargs="*", default=[1000, 10_000, 100_000])
+    parser.add_argument(
+        "--stages", nargs="*", default=["sample", "score", "select"], help="to measure; all are run once"
+    )
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     forkserver.preload()
-    print(
-        "| stage | prompts | peak memory | above its start | CPU a prompt | of the first |\n|---|---|---|---|---|---|"
-    )
-    first: dict[str, float] = {}
+    found: dict[tuple[str, int], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         assert in_child(functools.partial(models, home)) == 0
         for count in options.prompts:
             (home / str(count) / "prompts").mkdir(parents=True)
             write_rows(home / str(count) / "prompts" / "rows.parquet", "Prompt", prompts(count))
-            for stage in stages(home, count):
-                with tempfile.TemporaryFile("w+") as out:
-                    if in_child(functools.partial(work, home, count, stage, out)):
-                        print(f"| {stage} | {count} | failed | | | |", flush=True)
-                        return 1
-                    out.seek(0)
-                    found = json.load(out)
-                each = found["each"]
-                ratio = each / first.setdefault(stage, each)
-                print(
-                    f"| {stage} | {count} | {found['peak']:.0f} MiB | {found['above']:.0f} MiB | {each:.2f} ms | {ratio:.2f} |",
-                    flush=True,
-                )
+        for turn in range(options.repeats):
+            for count in options.prompts:
+                for stage in stages(home, count):
+                    if turn == 0 or stage in options.stages:
+                        found.setdefault((stage, count), []).append(measure(home, count, stage))
+                        print(turn, stage, count, found[stage, count][-1], file=sys.stderr)
+    print(
+        "| stage | prompts | peak memory | above its start | CPU a prompt | of the first |\n|---|---|---|---|---|---|"
+    )
+    for stage in options.stages:
+        first = statistics.median(one["each"] for one in found[stage, options.prompts[0]])
+        for count in options.prompts:
+            print(line(stage, count, found[stage, count], first))
     return 0
 
 

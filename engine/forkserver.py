@@ -19,13 +19,18 @@ from typing import Any
 
 
 def preload() -> None:
-    """Import what every stage needs. Must start no thread and open no file system, for the sake of the forks."""
+    """Import what every stage needs. Must start no thread and open no file system, for the sake of the forks.
+
+    What is there then is left out of garbage collections: one in a fork would walk, and so copy, every page of it (0.5 s).
+    """
     import datasets  # noqa: F401
     import torch  # noqa: F401
     import transformers.models.auto.modeling_auto
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import engine.run  # noqa: F401
+
+    gc.freeze()
 
 
 def serve(connection: socket.socket) -> None:
@@ -128,7 +133,6 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the asker decides
     preload()
-    gc.freeze()
     _answer(connection, id=-1, pid=os.getpid())
     serve(connection)
 

@@ -25,7 +25,7 @@ from engine.ingest import kind_of
 from engine.job import Job
 from engine.nearness import HASHES, Hasher, Index, key_of
 from engine.sources import Found, Refusal, check, read
-from engine.tables import TEXT, WHOLE, scatter, write_table
+from engine.tables import TEXT, WHOLE, table_writer, write_table
 from storage.inbox import LINK, ODD, Arrived, fetch
 from storage.rows import read_rows
 
@@ -102,8 +102,10 @@ def run(job: Job) -> dict[str, Any]:
     recipe: Gather = job.recipe
     tally, known = Tally(), Known(job.folders("seen"), job.folders("documents"), recipe)
     rows = _new(job, recipe, known, tally)
-    paths = [job.out / "rows.parquet", job.out / "held_out.parquet"]
-    scatter(rows, lambda row: int(is_held_out(row, recipe.held_out)), paths, "Document")
+    new = lambda name: table_writer(job.out / name, {}, "Document")
+    with new("rows.parquet") as train, new("held_out.parquet") as held_out:
+        for row in rows:
+            (held_out if is_held_out(row, recipe.held_out) else train)([row])
     malformed = len(tally.rejected) - sum(f["outcome"].startswith("rejected") for f in tally.files)
     if malformed > recipe.max_rejected * max(1, tally.read):
         shown = "; ".join(f"{f.place}: {f.reason}" for f in tally.rejected[:3])

@@ -11,6 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 import methods
 from configs.recipes import Select
 from engine.drawing import share_of
@@ -18,10 +21,11 @@ from engine.errors import StageError
 from engine.job import Job
 from engine.piecewise import combine
 from engine.scale import Scale
-from engine.tables import NUMBER, TEXT, TRUTH, WHOLE, read_table, scatter, write_table
-from storage.rows import count_rows, parts, read_rows, write_rows
+from engine.tables import NUMBER, TEXT, TRUTH, WHOLE, deal, dealt, table_writer
+from storage.rows import count_rows, parts, read_batches, read_rows, write_rows
 
 Row = dict[str, Any]
+Audit = Callable[[Iterable[Row]], None]
 Choice = Callable[[Sequence[Row], random.Random], list[Row]]  # one prompt's candidates -> training rows
 BUCKET_ROWS = 4096  # candidates held in memory at once: prompts are dealt into buckets of about this size
 AUDIT = {
@@ -55,12 +59,9 @@ def run(job: Job) -> dict[str, Any]:
     wanted = {f"round-{newest}"} if recipe.rounds == "previous" else None
     config, choose = _chooser(method, recipe, files, wanted)
     tally = Tally()
-    with tempfile.TemporaryDirectory() as scratch:
-        buckets = [Path(scratch) / f"{i:05d}.parquet" for i in range(math.ceil(pool / BUCKET_ROWS))]
-        part_of = lambda row: int(share_of(row["prompt_id"]) * len(buckets))
-        scatter(_candidates(files, wanted), part_of, buckets, "Scored")
-        audit = Path(scratch) / "audit"
-        audit.mkdir()
+    with tempfile.TemporaryDirectory() as scratch, table_writer(job.out / "audit.parquet", AUDIT) as audit:
+        buckets = [Path(scratch) / f"{i:05d}.arrow" for i in range(math.ceil(pool / BUCKET_ROWS))]
+        deal(_batches(files, wanted), lambda prompt: int(share_of(prompt) * len(buckets)), "prompt_id", buckets)
         chosen = _choose(job, recipe, choose, buckets, audit, tally)
         first = next(chosen, None)
         if first is None:
@@ -68,8 +69,6 @@ def run(job: Job) -> dict[str, Any]:
         written = write_rows(job.out / "rows.parquet", _schema(first), chain([first], chosen))
         if hasattr(method, "target"):  # what sampling from a model of these rows has to ask for
             (job.out / "condition.json").write_text(json.dumps({"text": method.target(config)}) + "\n")
-        every = (row for file in parts(audit) for row in read_table(file))
-        write_table(job.out / "audit.parquet", every, AUDIT)
     prompts = tally.counts["prompts"]
     return {
         "rows": written,
@@ -83,7 +82,7 @@ def _survey(files: Sequence[Path]) -> tuple[int, int]:
     """The newest round among the candidates and how many candidates there are; scores must be comparable."""
     rounds, rewards = set(), set()
     for file in files:
-        for row in read_rows(file, "Scored"):
+        for row in read_rows(file, "Scored", ("source", "rewards")):
             rounds.add(int(row["source"].rpartition("-")[2]))
             rewards.add(row["rewards"])
     if not rounds:
@@ -93,11 +92,11 @@ def _survey(files: Sequence[Path]) -> tuple[int, int]:
     return max(rounds), sum(count_rows(file) for file in files)
 
 
-def _candidates(files: Iterable[Path], wanted: set[str] | None) -> Iterator[Row]:
+def _batches(files: Iterable[Path], wanted: set[str] | None) -> Iterator[pa.RecordBatch]:
+    """The candidates of the wanted rounds."""
     for file in files:
-        for row in read_rows(file, "Scored"):
-            if wanted is None or row["source"] in wanted:
-                yield row
+        for batch in read_batches(file, "Scored"):
+            yield batch if wanted is None else batch.filter(pc.is_in(batch.column("source"), pa.array(sorted(wanted))))
 
 
 def _chooser(method: Any, recipe: Select, files: Sequence[Path], wanted: set[str] | None) -> tuple[Any, Choice]:
@@ -109,8 +108,8 @@ def _chooser(method: Any, recipe: Select, files: Sequence[Path], wanted: set[str
     config = method.Config(**recipe.config)
     if not hasattr(method, "fit"):
         return config, lambda candidates, rng: list(method.select([dict(c) for c in candidates], config, rng))
-    columns = ("helpfulness", "safety", "is_safety", "finish")
-    pool = [{c: row[c] for c in columns} for row in _candidates(files, wanted)]
+    columns = ["helpfulness", "safety", "is_safety", "finish"]
+    pool = [row for batch in _batches(files, wanted) for row in batch.select(columns).to_pylist()]
     scored = ranked(pool, recipe.threshold)
     scale = Scale(scored)
     whole = [row for row in scored if row["finish"] != "length" or getattr(config, "truncated", "") != "exclude"]
@@ -130,23 +129,21 @@ def _columns(rows: Iterable[Row]) -> tuple[list[float], list[float | None], list
 
 
 def _choose(
-    job: Job, recipe: Select, choose: Choice, buckets: Sequence[Path], audit: Path, tally: Tally
+    job: Job, recipe: Select, choose: Choice, buckets: Sequence[Path], audit: Audit, tally: Tally
 ) -> Iterator[Row]:
     """The training rows, prompt by prompt; what became of every candidate goes to `audit`."""
     for number, bucket in enumerate(buckets):
         prompts: dict[str, list[Row]] = {}
-        for row in read_rows(bucket, "Scored"):
+        for row in dealt(bucket):
             prompts.setdefault(row["prompt_id"], []).append(row)
-        seen: list[Row] = []
         for prompt, rows in prompts.items():
             candidates = ranked(rows, recipe.threshold)
             rng = random.Random(f"{recipe.seed}:select:{prompt}")
             taken = choose(candidates, rng)
             _mark(candidates, taken)
             _count(tally, candidates)
-            seen.extend({column: candidate[column] for column in AUDIT} for candidate in candidates)
+            audit({column: candidate[column] for column in AUDIT} for candidate in candidates)
             yield from (_training_row(candidates, row, i) for i, row in enumerate(taken))
-        write_table(audit / f"{number:05d}.parquet", seen, AUDIT)
         job.progress(number + 1, len(buckets), "bucket")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -189,27 +190,60 @@ def parts(path: Path | str) -> list[Path]:
     return found
 
 
-def read_rows(path: Path | str, schema_name: str | None = None) -> Iterator[dict[str, Any]]:
+def read_rows(
+    path: Path | str, schema_name: str | None = None, only: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file or folder in order, a batch in memory at a time.
 
     With `schema_name` the columns of that type are required: missing ones are an error that names them,
-    others are left out.
+    others are left out. With `only`, of those no more than these are read.
 
     Raises:
         Refused: not Parquet, or a required column is missing or has another type. Corrupt: unreadable data.
     """
     for file in parts(path):
-        try:
-            with pq.ParquetFile(file) as source:
-                columns = None if schema_name is None else _columns(file, source.schema_arrow, _named(schema_name))
-                for batch in source.iter_batches(batch_size=_BATCH, columns=columns):
-                    yield from batch.to_pylist()
-        except Refused:
-            raise
-        except (pa.ArrowException, ValueError, OverflowError) as err:  # also text that is not UTF-8
-            raise Corrupt(f"{file}: cannot be read as Parquet: {str(err)[:200]}") from None
-        except OSError as err:
-            raise Corrupt(f"{file}: cannot be read: {str(err)[:200]}") from None
+        with _named_errors(file):
+            for batch in _batches(file, schema_name, only):
+                yield from batch.to_pylist()
+
+
+def read_batches(path: Path | str, schema_name: str) -> Iterator[pa.RecordBatch]:
+    """Yield what `read_rows` yields as Arrow batches that have the type's very columns: all of them, in its order."""
+    schema = _named(schema_name)
+    for file in parts(path):
+        with _named_errors(file):
+            for batch in _batches(file, schema_name, None):
+                names = batch.schema.names
+                columns = [
+                    batch.column(field.name).cast(field.type)
+                    if field.name in names
+                    else pa.nulls(len(batch), field.type)
+                    for field in schema
+                ]
+                found = pa.record_batch(columns, schema=schema)
+                found.validate(full=True)  # also that text is UTF-8, as `read_rows` finds out
+                yield found
+
+
+def _batches(file: Path, schema_name: str | None, only: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(file) as source:
+        columns = None if schema_name is None else _columns(file, source.schema_arrow, _named(schema_name))
+        if only is not None:
+            columns = [name for name in columns or source.schema_arrow.names if name in only]
+        yield from source.iter_batches(batch_size=_BATCH, columns=columns)
+
+
+@contextmanager
+def _named_errors(file: Path) -> Iterator[None]:
+    """What goes wrong with a file's data becomes `Corrupt` with its path."""
+    try:
+        yield
+    except Refused:
+        raise
+    except (pa.ArrowException, ValueError, OverflowError) as err:  # also text that is not UTF-8
+        raise Corrupt(f"{file}: cannot be read as Parquet: {str(err)[:200]}") from None
+    except OSError as err:
+        raise Corrupt(f"{file}: cannot be read: {str(err)[:200]}") from None
 
 
 def count_rows(path: Path | str) -> int:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage import Corrupt, Refused
-from storage.rows import SCHEMAS, count_rows, read_rows, write_rows
+from storage.rows import SCHEMAS, count_rows, read_batches, read_rows, write_rows
 
 MESSAGES = [{"role": "user", "content": "Hi é"}]
 PROMPT = {"messages": MESSAGES, "category": "rhyme", "is_safety": False, "source": "world"}
@@ -111,6 +111,34 @@ def test_missing_columns_and_wrong_types_are_named(tmp_path):
 def test_extra_columns_are_left_out(tmp_path):
     pq.write_table(pa.table({"more": [1], "id": ["a"], "text": ["b"], "source": ["c"]}), tmp_path / "x.parquet")
     assert list(read_rows(tmp_path / "x.parquet", "Document")) == [{"id": "a", "text": "b", "source": "c"}]
+
+
+def test_only_the_columns_asked_for_are_read(tmp_path):
+    write_rows(tmp_path / "x.parquet", "Document", [ROWS["Document"]])
+    assert list(read_rows(tmp_path / "x.parquet", "Document", ("source", "id"))) == [{"id": "d", "source": "s"}]
+    assert list(read_rows(tmp_path / "x.parquet", only=["text"])) == [{"text": "t"}]
+    pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "x.parquet")
+    with pytest.raises(Refused, match="columns source are missing"):  # the others must be there all the same
+        list(read_rows(tmp_path / "x.parquet", "Document", ["id"]))
+
+
+def test_batches_hold_the_rows_in_the_columns_of_the_type(tmp_path):
+    """Whatever the file's order, width of text or optional columns: batches of many files can be put together."""
+    write_rows(tmp_path / "part-00000.parquet", "Scored", [ROWS["Scored"]] * 3)
+    other = pa.Table.from_pylist([ROWS["Scored"]], schema=SCHEMAS["Scored"]).drop_columns(["attributes"])
+    other = other.set_column(0, "prompt_id", other.column(0).cast(pa.large_string())).select(other.column_names[::-1])
+    pq.write_table(other, tmp_path / "part-00001.parquet")
+    batches = list(read_batches(tmp_path, "Scored"))
+    assert pa.Table.from_batches(batches).to_pylist() == [ROWS["Scored"]] * 3 + [{**ROWS["Scored"], "attributes": None}]
+    assert all(batch.schema == SCHEMAS["Scored"] for batch in batches)
+
+
+def test_text_that_is_not_utf8_is_our_error(tmp_path):
+    text = pa.StringArray.from_buffers(1, pa.array([b"\xff"]).buffers()[1], pa.py_buffer(b"\xff"))
+    pq.write_table(pa.table({"id": ["a"], "text": text, "source": ["c"]}), tmp_path / "x.parquet")
+    for read in (read_rows, read_batches):
+        with pytest.raises(Corrupt, match=r"x\.parquet: cannot be read as Parquet"):
+            list(read(tmp_path / "x.parquet", "Document"))
 
 
 def test_damaged_files_are_our_error(tmp_path):
