@@ -1,7 +1,7 @@
 """PPO samples a second on human prompts: our online loop and the last PPOTrainer of TRL, side by side.
 
     python -m venv .venv-trl024 && .venv-trl024/bin/pip install trl==0.24.0 transformers==4.57.6 torch==2.13.0
-    ROUNDHOUSE_DATA=DIR python -m benchmarks.ppo --trl .venv-trl024/bin/python [--repeats 5] [--threads 1] [--k 1 4]
+    ROUNDHOUSE_DATA=DIR python -m benchmarks.ppo --trl .venv-trl024/bin/python [--repeats 5] [--threads 1] [--k 1 4] [--count]
 
 DIR holds data/hh_harmless. Policy, reference, reward model and critic are Llamas of 5.3M parameters with an 8k vocabulary and
 the same random weights on both sides, fp32. An iteration: 32 samples, 8 a minibatch, one pass (4 steps of policy and critic).
@@ -9,7 +9,8 @@ Both sides get the same prompts, the same limit of new tokens, temperature 1 and
 hardly ever draws, so that responses are equally long (the table shows it). K > 1: each prompt is asked K times. The
 sides take turns at every iteration (benchmarks/turns.py); the first one, with loading the models, is not timed. Seconds
 are of processor time (other work on the machine disturbs it least; with one thread on a quiet machine it is the wall
-time). Medians over the repeats; the spread is of the repeats' ratios.
+time). Medians over the repeats; the spread is of the repeats' ratios. `--count` counts the GFLOP of matrix products of an
+iteration instead: how much less there is to compute.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.training import SHAPE, human_pairs
-from benchmarks.turns import Turns, answer, blocks, in_turn, machine, ratios
+from benchmarks.turns import Turns, answer, blocks, in_turn, machine, products, ratios
 
 BATCH, MINIBATCH, RATE, PROMPT, RESPONSE, WARM = 32, 8, 1e-5, 192, 48, 1
 
@@ -32,12 +33,14 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--k", type=int, nargs="*", default=[1, 4])
+    options.add_argument("--count", action="store_true")
     options.add_argument("--side", nargs=4, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.side:
         name, k, iterations, folder = given.side
         run = trl if name == "trl" else ours
-        answer(run(Path(folder), int(k), given.threads, int(iterations)))
+        turns = Turns(products()) if given.count else Turns()
+        answer(run(Path(folder), int(k), given.threads, int(iterations), turns))
         return
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), WARM + given.repeats)
@@ -47,9 +50,10 @@ def main() -> None:
 def compare(given: Any, folder: str) -> None:
     """Run both sides in turn and print the table."""
     pythons = {"ours": sys.executable, "trl": given.trl}
-    shared = ["-m", "benchmarks.ppo", "--threads", str(given.threads), "--side"]
+    shared = ["-m", "benchmarks.ppo", "--threads", str(given.threads), *["--count"] * given.count, "--side"]
     print(f"{machine(given.threads)}, {given.repeats} repeats of one iteration\n")
-    print("| K | side | samples/s | ours is faster by | spread | tokens a response | KL at the end |")
+    unit, gain = ("GFLOP/sample", "ours has less by") if given.count else ("samples/s", "ours is faster by")
+    print(f"| K | side | {unit} | {gain} | spread | tokens a response | KL at the end |")
     print("|---|---|---|---|---|---|---|")
     for k in given.k:
         rest = [str(k), str(WARM + given.repeats), folder]
@@ -57,7 +61,8 @@ def compare(given: Any, folder: str) -> None:
         found = in_turn(commands, given.threads)
         timed = {name: blocks(run["seconds"], WARM, given.repeats) for name, run in found.items()}
         for name, run in found.items():
-            rate = BATCH / statistics.median(timed[name])
+            median = statistics.median(timed[name])
+            rate = median / BATCH if given.count else BATCH / median
             length = statistics.mean(run["lengths"])
             print(f"| {k} | {name} | {rate:.2f} | {ratios(timed[name], timed['ours'])} | {length:.1f} | {run['kl']:.1e} |",
                   flush=True)  # fmt: skip
@@ -87,7 +92,7 @@ def prepare(folder: Path, iterations: int) -> None:
     save_model(AutoModelForSequenceClassification.from_config(config), chat, folder / "reward", "reward")
 
 
-def ours(folder: Path, k: int, threads: int, iterations: int) -> dict[str, Any]:
+def ours(folder: Path, k: int, threads: int, iterations: int, turns: Turns) -> dict[str, Any]:
     """The online stage."""
     import torch
 
@@ -105,7 +110,6 @@ def ours(folder: Path, k: int, threads: int, iterations: int) -> dict[str, Any]:
                 turns.end()
 
     torch.set_num_threads(threads)
-    turns = Turns()
     rate = Optimizer(learning_rate=RATE, schedule="constant", warmup=0, min_warmup_steps=0, weight_decay=0)
     recipe = Online(
         method="ppo", iterations=iterations, batch_size=BATCH, minibatch_size=MINIBATCH, k=k, epochs=1, optimizer=rate,
@@ -120,7 +124,7 @@ def ours(folder: Path, k: int, threads: int, iterations: int) -> dict[str, Any]:
     return {"seconds": turns.seconds, "lengths": [row["response_length"] for row in job.rows], "kl": job.rows[-1]["kl"]}
 
 
-def trl(folder: Path, k: int, threads: int, iterations: int) -> dict[str, Any]:
+def trl(folder: Path, k: int, threads: int, iterations: int, turns: Turns) -> dict[str, Any]:
     """TRL's trainer on the same prompts."""
     import torch
     from datasets import Dataset
@@ -133,7 +137,7 @@ def trl(folder: Path, k: int, threads: int, iterations: int) -> dict[str, Any]:
     from trl import PPOConfig, PPOTrainer
 
     torch.set_num_threads(threads)
-    turns, lengths, kl = Turns(), list[float](), list[float]()
+    lengths, kl = list[float](), list[float]()
 
     class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:

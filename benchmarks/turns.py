@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,31 @@ from typing import Any
 class Turns:
     """In a side's process: `begin` at the start of every step waits for its turn and measures the step before."""
 
-    def __init__(self) -> None:
-        self.seconds: list[float] = []  # of processor time, of every step
-        self._began = 0.0
+    def __init__(self, clock: Callable[[], float] = time.process_time) -> None:
+        self.seconds: list[float] = []  # of processor time, of every step, or what else the clock counts
+        self._clock, self._began = clock, -1.0
 
     def begin(self, *_: Any) -> None:
         """A step begins."""
         self.end()
         print("\nTURN", flush=True)
         sys.stdin.readline()
-        self._began = time.process_time()
+        self._began = self._clock()
 
     def end(self) -> None:
         """A step has ended."""
-        if self._began:
-            self.seconds.append(time.process_time() - self._began)
-        self._began = 0.0
+        if self._began >= 0:
+            self.seconds.append(self._clock() - self._began)
+        self._began = -1.0
+
+
+def products() -> Callable[[], float]:
+    """A clock that counts the GFLOP of matrix products, from now on in this thread (attention's operator is left out)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    mode = FlopCounterMode(display=False)
+    mode.__enter__()
+    return lambda: mode.get_total_flops() / 1e9
 
 
 def answer(result: Mapping[str, Any]) -> None:

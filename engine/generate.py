@@ -127,10 +127,7 @@ def pick(logits: Tensor, numbers: Tensor, temperature: float) -> tuple[Tensor, T
     if temperature == 0:
         tokens = logits.argmax(-1)
         return tokens, logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-    weights = logits.sub_(logits.amax(-1, keepdim=True))
-    if temperature != 1:
-        weights = weights.div_(temperature)
-    weights = weights.exp_()
+    weights = (logits if temperature == 1 else logits.div_(temperature)).softmax(-1)
     size = weights.shape[1]
     whole = size // BLOCK * BLOCK
     sums = (

@@ -19,8 +19,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from engine.decoders import CacheDecoder, LlamaDecoder, decoder_for, is_plain_llama
+from engine.decoders import CacheDecoder, LlamaDecoder, decoder_for, suits
 from engine.errors import StageError
+from engine.folding import Folded, Own
 from engine.generate import Generated, generate, pick, uniforms
 
 EOS = 2
@@ -280,15 +281,19 @@ def test_nothing_asked_is_nothing_answered(llama: Any) -> None:
     assert generate(llama, CHAT, [], [], seed=0, stream="t", temperature=1.0, max_new_tokens=5, rows=8) == []
 
 
-def test_only_a_plain_llama_takes_the_fast_path(llama: Any) -> None:
+def test_only_plain_llamas_take_the_fast_path(llama: Any) -> None:
     assert isinstance(decoder_for(llama), LlamaDecoder)
-    assert isinstance(decoder_for(build("qwen2")), CacheDecoder)
+    assert isinstance(decoder_for(build("qwen2")), LlamaDecoder)
+    assert isinstance(decoder_for(build("gpt2")), CacheDecoder)
+    windowed = Qwen2Config(**{**CONFIGS["qwen2"].to_dict(), "layer_types": ["sliding_attention", "full_attention"],
+                              "use_sliding_window": True, "sliding_window": 4})  # fmt: skip
+    assert isinstance(decoder_for(AutoModelForCausalLM.from_config(windowed)), CacheDecoder)
     hooked = build("llama")
     hooked.model.layers[0].register_forward_hook(lambda *a: None)
-    assert not is_plain_llama(hooked)
+    assert not suits(hooked)
     dynamic = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
                           rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}, **SMALL)  # fmt: skip
-    assert not is_plain_llama(LlamaForCausalLM(dynamic))
+    assert not suits(LlamaForCausalLM(dynamic))
 
 
 @pytest.mark.parametrize(
@@ -300,16 +305,25 @@ def test_only_a_plain_llama_takes_the_fast_path(llama: Any) -> None:
         {"tie_word_embeddings": False},
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
                              "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
+        {"attention_bias": True},
+        {"attention_bias": True, "mlp_bias": True},
+        {"model_type": "qwen2"},
     ],
 )  # fmt: skip
-def test_the_fast_path_equals_the_models_own_forward(change: dict[str, Any]) -> None:
+@pytest.mark.parametrize("copied", [True, False])
+def test_the_fast_path_equals_the_models_own_forward(
+    change: dict[str, Any], copied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.folding.LARGEST_COPY", 10**9 if copied else 0)
     torch.manual_seed(5)
-    config = LlamaConfig(**{**CONFIGS["llama"].to_dict(), **change})
-    model = LlamaForCausalLM(config).eval()
+    name = change.get("model_type", "llama")
+    model = AutoModelForCausalLM.from_config(type(CONFIGS[name])(**{**CONFIGS[name].to_dict(), **change})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.25)  # norms away from one too
-    assert is_plain_llama(model)
+    layers = {type(layer) for layer in LlamaDecoder(model).layers}
+    late = change.get("attention_bias", False)  # of a Llama: on the output projection too, which no copy holds
+    assert suits(model) and layers == {Folded if copied and not late else Own}
     prompts, _ = ask()
     for prompt, response in list(zip(prompts, sampled(model, max_new_tokens=40)))[::3]:
         assert response.logps == pytest.approx(plain_logps(model, prompt, response.token_ids, 1.0), abs=1e-4)

@@ -1,0 +1,117 @@
+"""A Llama layer as the decoder multiplies by it: as four copied matrices, or through the model's own modules.
+
+Letters: n tokens, H query heads, N key/value heads, D head width, d model width.
+"""
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from engine.adapters import weight_of
+
+# Up to this many parameters a second copy of the weights is made, with norms folded in and the rotation as a second
+# projection: fewer operators, which is what small models wait for.
+LARGEST_COPY = 400_000_000
+
+
+def folds(model: Any) -> bool:
+    """Whether the copy is worth its memory, and what can be copied is all that there is."""
+    plain = (torch.nn.Linear, torch.nn.Embedding)
+    late = ("o_proj", "gate_proj", "up_proj", "down_proj")
+    return (
+        sum(p.numel() for p in model.parameters()) <= LARGEST_COPY
+        and all(type(m) in plain for m in model.modules() if isinstance(m, plain))
+        and not any(name.endswith(tuple(f"{one}.bias" for one in late)) for name, _ in model.named_parameters())
+    )
+
+
+class Layer(Protocol):
+    """What a layer does to each token by itself. mixed: [straight queries and keys, the same turned, values]."""
+
+    def across(self, x: Tensor) -> Tensor:
+        """Stream [n, d] -> mixed [n, 2 (H + N) D + N D]; queries are scaled."""
+
+    def down(self, x: Tensor) -> Tensor:
+        """The same, transposed."""
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Output projection and the gated layer, both added to the stream: x [n, d], attended [n, H * D] -> [n, d]."""
+
+
+class Norm:
+    """RMS norm without its weight and without the root of the width, which are in the matrices that follow."""
+
+    def __init__(self, model: Any) -> None:
+        self.root = math.sqrt(model.config.hidden_size)
+        self.floor = torch.tensor(math.sqrt(model.config.rms_norm_eps) * self.root, device=model.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return (x / torch.hypot(length, self.floor)).to(x.dtype)
+
+
+class Folded:
+    """A layer as four matrices, copied from the model's."""
+
+    def __init__(self, layer: Any, norm: Norm, heads: int, width: int) -> None:
+        attention, mlp, self.norm = layer.self_attn, layer.mlp, norm
+        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+        first = self._turned(*(weight_of(part) for part in parts), heads, width)
+        self.first = (first * (layer.input_layernorm.weight * norm.root)).detach()
+        self.bias = None
+        if parts[0].bias is not None:
+            self.bias = self._turned(*(part.bias[:, None] for part in parts), heads, width)[:, 0].detach()
+        gated = torch.cat([weight_of(mlp.gate_proj), weight_of(mlp.up_proj)])
+        gated = gated * (layer.post_attention_layernorm.weight * norm.root)
+        rest = (weight_of(attention.o_proj).t(), gated.t(), weight_of(mlp.down_proj).t())
+        self.output, self.gated, self.last = (matrix.detach() for matrix in rest)
+
+    @staticmethod
+    def _turned(query: Tensor, key: Tensor, value: Tensor, heads: int, width: int) -> Tensor:
+        straight = torch.cat([query / math.sqrt(width), key])
+        halves = straight.view(heads, 2, width // 2, -1)
+        turned = torch.stack([-halves[:, 1], halves[:, 0]], 1).reshape(straight.shape)
+        return torch.cat([straight, turned, value])
+
+    def across(self, x: Tensor) -> Tensor:
+        """See Layer."""
+        return functional.linear(self.norm(x), self.first, self.bias)
+
+    def down(self, x: Tensor) -> Tensor:
+        """See Layer."""
+        states = self.norm(x).t()
+        return self.first @ states if self.bias is None else torch.addmm(self.bias[:, None], self.first, states)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """See Layer."""
+        x = torch.addmm(x, attended, self.output)
+        both = self.norm(x) @ self.gated
+        half = both.shape[1] // 2
+        return torch.addmm(x, functional.silu(both[:, :half]).mul_(both[:, half:]), self.last)
+
+
+class Own:
+    """A layer through the model's own modules: no copy of a weight."""
+
+    def __init__(self, layer: Any, width: int) -> None:
+        self.layer, self.width = layer, width
+
+    def across(self, x: Tensor) -> Tensor:
+        """See Layer."""
+        attention, states = self.layer.self_attn, self.layer.input_layernorm(x)
+        straight = torch.cat([attention.q_proj(states) / math.sqrt(self.width), attention.k_proj(states)], 1)
+        halves = straight.view(len(x), -1, 2, self.width // 2)
+        turned = torch.stack([-halves[:, :, 1], halves[:, :, 0]], 2)
+        return torch.cat([straight, turned.view(straight.shape), attention.v_proj(states)], 1)
+
+    def down(self, x: Tensor) -> Tensor:
+        """See Layer."""
+        return self.across(x).t().contiguous()
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """See Layer."""
+        x = x + self.layer.self_attn.o_proj(attended)
+        return x + self.layer.mlp(self.layer.post_attention_layernorm(x))  # type: ignore[no-any-return]
