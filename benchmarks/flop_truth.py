@@ -17,9 +17,13 @@ from engine import adapters
 
 
 class Truth:
-    """FLOPs of single sequences through a model of an architecture, with attention as plain products."""
+    """FLOPs of single sequences through a model of an architecture, with attention as plain products.
 
-    def __init__(self, architecture: dict[str, Any], lora: Lora | None) -> None:
+    online: policy and critic sample and read with their adapters on; of what is read (`read`) the reference reads half, which
+    has none.
+    """
+
+    def __init__(self, architecture: dict[str, Any], lora: Lora | None, *, online: bool = False) -> None:
         config = AutoConfig.for_model(**{"model_type": "llama", **architecture, "pad_token_id": 0})
         config._attn_implementation = "eager"
         scored = AutoConfig.for_model(**{"model_type": "llama", **architecture, "pad_token_id": 0, "num_labels": 1})
@@ -34,12 +38,18 @@ class Truth:
             for model in (policy, scorer):
                 adapters.add(model.requires_grad_(False), lora, 0)
             self.learning = {"train": policy, "reward": scorer, "critic": scorer}
+            if online:
+                self.frozen |= {"sample": policy, "value": scorer, "adapted": policy}
+        self.halves = online and lora is not None
         self.count = cache(self._count)
 
     def flops(self, kind: str, prompt: int, response: int, count: int) -> float:
         """Of `count` sequences of these lengths, by the kinds of `note_lengths`."""
         outputs = {"score": 1, "reward": 1}.get(kind, response)
-        return float(count * self.count(kind, prompt + response, outputs))
+        each = self.count(kind, prompt + response, outputs)
+        if kind == "read" and self.halves:
+            each = (each + self.count("adapted", prompt + response, outputs)) / 2
+        return float(count * each)
 
     def _count(self, kind: str, length: int, outputs: int) -> int:
         learns = kind in self.learning
@@ -106,13 +116,15 @@ def note_lengths(folder: Path) -> None:
     forwards.logps = notes.forward(forwards.logps, "read", "train")
     forwards.logps_entropy = notes.forward(forwards.logps_entropy, "read", "train")
     forwards.rewards = notes.forward(forwards.rewards, "score", "reward")
+    forwards.attributes = notes.forward(forwards.attributes, "score", "reward")
     forwards.values = notes.forward(forwards.values, "value", "critic")
     import engine.generate
+    import engine.invariance
     import engine.offline
     import engine.scoring
 
     generate, ids, finish = engine.generate.generate, engine.scoring._ids, Job.finish
-    together = engine.scoring.score_together
+    together, plain = engine.scoring.score_together, engine.invariance._plain
 
     def step(job: Job, plan: Any, trainer: Any, number: int, items: Any, *rest: Any) -> None:
         kind = "reward" if "reward" in plan.method.forwards else "train"
@@ -135,6 +147,10 @@ def note_lengths(folder: Path) -> None:
         finally:
             notes.readers = 1
 
+    def plainly(model: Any, pairs: Any, *rest: Any, **more: Any) -> Any:
+        notes.add("score", [(len(prompt), len(response)) for prompt, response in pairs])
+        return plain(model, pairs, *rest, **more)
+
     def finished(job: Job) -> None:
         finish(job)
         lines = [{"kind": k, "prompt": p, "response": r, "count": n} for (k, p, r), n in sorted(notes.seen.items())]
@@ -142,7 +158,7 @@ def note_lengths(folder: Path) -> None:
         (folder / f"{job.out.parent.parent.name}-{job.out.parent.name}.json").write_text(json.dumps(lines))
 
     engine.offline._step = notes.around(engine.offline._step, step)
-    engine.scoring.score_together = alike
+    engine.scoring.score_together, engine.invariance._plain = alike, plainly
     engine.scoring._ids, engine.scoring.score_texts = (
         read,
         notes.around(engine.scoring.score_texts, lambda *_, **__: None),

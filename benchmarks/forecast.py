@@ -5,15 +5,19 @@ small), then the campaign, stage after stage, in processes that note the length 
 score. The forecast is given these lengths and row counts; FLOPs are compared with what torch's own counter says of each
 noted sequence by itself (benchmarks/flop_truth.py). FOLDER keeps what is done: the command can be ended and given again.
 
-`--table` only prints the table of what is there; `--only NAME ..` runs some of the campaigns.
+`--table` only prints the table of what is there; `--only NAME ..` runs some of the campaigns; `--again` forecasts anew, by this
+code, what is finished there (under the code it ran with), and runs nothing.
 """
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,8 @@ from benchmarks.reliability.events import in_child
 from benchmarks.reliability.forks import Fork
 from cli.calibration import Costs, calibrate, estimate, read_costs
 from cli.costs import Lengths
-from cli.forecast import SMOKE, Reads, architecture_of, expected, inputs_of, steps_of
+from cli.forecast import steps_of
+from cli.reads import Reads, architecture_of, expected, inputs_of, reads_of
 from configs import Campaign
 from configs.load import FOLDER, check, resolve
 from configs.recipes import Online, Reward, Train
@@ -90,8 +95,11 @@ def campaign(name: str) -> Campaign:
     return resolve(check({**raw, "name": name}, name), require_data=True)
 
 
-def run(name: str, folder: Path) -> None:
-    """Calibrate, run the campaign noting lengths, and write FOLDER/NAME.json: forecast and truth of every stage."""
+def run(name: str, folder: Path, before: list[dict[str, Any]]) -> None:
+    """Calibrate, run the campaign noting lengths, and write FOLDER/NAME.json: forecast and truth of every stage.
+
+    before: what is there already, whose truth holds.
+    """
     home = folder / name
     home.mkdir(parents=True, exist_ok=True)
     config = campaign(name)
@@ -103,7 +111,10 @@ def run(name: str, folder: Path) -> None:
     launch.use(Fork)
     done = _lay_out(config, home / "store", "direct")
     launch.stop_all()
-    stages = [_line(a, done, read_costs(costs), _noted(home, a)) for a in done.artifacts.values()]
+    real = {line["label"]: line["real"] for line in before}
+    stages = [
+        _line(a, done, read_costs(costs), _noted(home, a), real.get(label)) for label, a in done.artifacts.items()
+    ]
     (folder / f"{name}.json").write_text(json.dumps([line for line in stages if line], indent=1) + "\n")
 
 
@@ -119,43 +130,78 @@ def _noted(home: Path, artifact: Artifact) -> list[dict[str, Any]]:
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def _line(artifact: Artifact, done: Run, costs: Costs, noted: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _line(
+    artifact: Artifact, done: Run, costs: Costs, noted: list[dict[str, Any]], real: dict[str, Any] | None
+) -> dict[str, Any]:
     """Forecast and truth of one stage."""
+    found = estimate(artifact, done.runtime, costs, given(artifact, noted))
+    guess = {"steps": found.steps, "tokens": found.tokens, "flops": found.flops, "stored": found.stored,
+             "memory": found.memory, "cpu": found.cpu_seconds or 0.0}  # fmt: skip
+    real = _truth(artifact, noted) if real is None else real
+    return {"label": artifact.label, "work": artifact.stage.work, "real": real, "forecast": guess}
+
+
+def _truth(artifact: Artifact, noted: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a stage took: by its record, and FLOPs by torch's count of every sequence that it noted."""
     made, architecture = artifact.made(), architecture_of(artifact)
     assert made is not None
     record, recipe = made.manifest.record, artifact.stage.recipe
-    learned = [one for one in noted if one["kind"] in ("train", "reward")]
-    reads = given(artifact, learned or [one for one in noted if one["kind"] == "sample"] or noted)
-    found = estimate(artifact, done.runtime, costs, reads)
-    truth = Truth(dict(architecture), getattr(recipe, "lora", None)) if architecture else None
+    online = isinstance(recipe, Online)
+    truth = Truth(dict(architecture), getattr(recipe, "lora", None), online=online) if architecture else None
     tokens = sum(one["response"] * one["count"] for one in noted if one["kind"] in ("train", "reward", "sample"))
-    if isinstance(recipe, Online):
-        tokens = made.summary["tokens"]
-    real = {
+    return {
         "steps": made.summary.get("steps", made.summary.get("policy_steps", 0)),
-        "tokens": tokens,
+        "tokens": made.summary["tokens"] if online else tokens,
         "flops": sum(truth.flops(**one) for one in noted) if truth else 0,
         "stored": made.manifest.bytes,
         "memory": record["peak_bytes"],
         "cpu": record["cpu_seconds"],
     }
-    guess = {"steps": found.steps, "tokens": found.tokens, "flops": found.flops, "stored": found.stored,
-             "memory": found.memory, "cpu": found.cpu_seconds or 0.0}  # fmt: skip
-    return {"label": artifact.label, "work": artifact.stage.work, "real": real, "forecast": guess}
 
 
 def given(artifact: Artifact, noted: list[dict[str, Any]]) -> Reads | None:
     """Rows and lengths of a stage, from what it noted; None where no model was at work."""
-    count = sum(one["count"] for one in noted)
-    if not count:
+    pairs: dict[str, Counter[tuple[int, int]]] = {}
+    for one in noted:
+        pairs.setdefault(one["kind"], Counter())[one["prompt"], one["response"]] += one["count"]
+    learned, sampled = pairs.get("train") or pairs.get("reward"), pairs.get("sample")
+    rows = learned or sampled or sum(pairs.values(), Counter())
+    if not rows:
         return None
-    mean = lambda value: sum(value(one) * one["count"] for one in noted) / count
-    lengths = Lengths(mean(lambda o: o["prompt"]), mean(lambda o: o["response"]),
-                      mean(lambda o: (o["prompt"] + o["response"]) ** 2))  # fmt: skip
-    guess = expected(artifact)
+    guess, count = expected(artifact), rows.total()
     if artifact.stage.work == "certify":
-        return Reads(count, lengths)
-    return replace(guess, lengths=lengths, rows=_rows(artifact, guess, count))
+        return reads_of(artifact, artifact.summary() or {}, mean(rows))
+    recipe = artifact.stage.recipe
+    if isinstance(
+        recipe, Online
+    ):  # every rollout of an iteration is learned from once an epoch, those of the warm-up not
+        assert sampled is not None
+        warm = sampled - _part(rows, recipe.epochs)
+        return replace(guess, lengths=mean(rows), beside=(warm.total(), mean(warm or rows)))
+    if (
+        artifact.stage.work == "evaluate"
+    ):  # policy and reference read each response to a prompt, none to an extra question
+        asked = _part(pairs["read"], 2)
+        extra = rows - asked
+        scored = mean(pairs["score"]) if "score" in pairs else None
+        beside = (extra.total(), mean(extra or asked))
+        return replace(guess, lengths=mean(asked), rows=asked.total(), beside=beside, scored=scored)
+    if isinstance(recipe, Reward):
+        guess = replace(
+            guess, beside=(pairs["score"].total(), mean(pairs["score"])) if "score" in pairs else (0, mean(rows))
+        )
+    return replace(guess, lengths=mean(rows), rows=_rows(artifact, guess, count))
+
+
+def _part(pairs: Counter[tuple[int, int]], times: int) -> Counter[tuple[int, int]]:
+    """Sequences that were noted so many times each."""
+    return Counter({pair: count // times for pair, count in pairs.items()})
+
+
+def mean(pairs: Counter[tuple[int, int]]) -> Lengths:
+    """The mean lengths of sequences of (prompt, response) tokens."""
+    of = lambda value: sum(value(*pair) * count for pair, count in pairs.items()) / pairs.total()
+    return Lengths(of(lambda p, r: p), of(lambda p, r: r), of(lambda p, r: (p + r) ** 2))
 
 
 def _rows(artifact: Artifact, guess: Reads, count: int) -> int:
@@ -166,8 +212,6 @@ def _rows(artifact: Artifact, guess: Reads, count: int) -> int:
         return next(fits, guess.rows)
     if work in ("sample", "annotate", "probe"):
         return count // guess.sequences
-    if work == "evaluate":
-        return count - SMOKE
     if work in ("score", "compare", "matrix"):
         return round(count / max(1, len(inputs_of(artifact, "rewards")) + len(inputs_of(artifact, "judges"))))
     return guess.rows
@@ -196,6 +240,12 @@ def table(folder: Path) -> str:
         total = lambda side, column, stages=stages: sum(line[side][column] for line in stages if line["real"][column])
         cells = [f"{total('forecast', c) / max(1e-9, total('real', c)):.3f}" for c in COLUMNS if c != "memory"]
         out.append(f"| {file.stem} | " + " | ".join(cells) + " |")
+    every = [line for found in lines.values() for line in found]
+    out += ["", "| a stage's processor seconds | stages | forecast / measured |", "|---|---|---|"]
+    for least, most in pairwise((0, 1, 2, 5, math.inf)):
+        some = [line for line in every if least <= line["real"]["cpu"] < most]
+        span = f"{least} to {most}" if most < math.inf else f"{least} and more"
+        out.append(f"| {span} | {len(some)} | {_cell([line for line in some if line['real']['cpu']], 'cpu')} |")
     return "\n".join(out)
 
 
@@ -212,14 +262,17 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="*", default=list(CAMPAIGNS))
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
     folder = options.folder.absolute()
     if not options.table:
         forkserver.preload()
         for name in options.only:
-            if not (folder / f"{name}.json").exists():
+            there = (folder / f"{name}.json").exists()
+            if there == options.again:
                 began = time.monotonic()
-                code = in_child(lambda name=name: _one(name, folder))
+                before = json.loads((folder / f"{name}.json").read_text()) if there else []
+                code = in_child(lambda name=name, before=before: _one(name, folder, before))
                 print(
                     f"{name}: {'done' if code == 0 else f'exit code {code}'} in {time.monotonic() - began:.0f} s",
                     flush=True,
@@ -228,9 +281,9 @@ def main() -> int:
     return 0
 
 
-def _one(name: str, folder: Path) -> None:
+def _one(name: str, folder: Path, before: list[dict[str, Any]]) -> None:
     launch.use(Fork)
-    run(name, folder)
+    run(name, folder, before)
 
 
 if __name__ == "__main__":

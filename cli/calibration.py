@@ -10,19 +10,23 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cli.forecast import Forecast, Reads, architecture_of, expected, forecast, reads_of
+from cli.costs import Lengths
+from cli.forecast import Forecast, forecast
+from cli.kept import grown
+from cli.reads import Reads, architecture_in, expected, reads_of
 from configs import Campaign, Runtime
-from storage import FileInfo, digest, open_store
+from storage import digest, open_store
 from tasks import Artifact, Run
 
 ROOT = Path(__file__).resolve().parent.parent
 CAPS = {"count": 2000, "steps": 40, "max_steps": 16, "iterations": 3, "warmup_batches": 1}  # of the campaign in small
 SHORT = 2.0  # processor seconds under which a stage that told no pace is taken for its start and end alone
+ALIKE = {"continuing": "pretrain"}  # work that is done by the same loop, where the first was not measured itself
 WAVES = 2  # batches of responses that a stage in small samples
 
 
@@ -30,7 +34,7 @@ WAVES = 2  # batches of responses that a stage in small samples
 class Cost:
     """What one kind of work costs. fixed and rate: seconds, and seconds for a unit of the amount; of processor time and on
     the clock. beyond: bytes of memory that arithmetic does not know of. curve, extra: bytes kept for a step, and beside
-    weights and rows; row: bytes of a row of a result without weights."""
+    weights and rows; row: bytes of a row of a result without weights. lengths: prompt, response, square of its sequences."""
 
     fixed: float
     rate: float
@@ -55,11 +59,23 @@ def kind_of(artifact: Artifact) -> str:
 def costs_of(run: Run) -> dict[str, Cost]:
     """The costs that the finished stages of a run tell, by kind of work; the mean where there are several."""
     found: dict[str, list[Cost]] = {}
+    known = typical(run)
     for artifact in run.artifacts.values():
-        if (one := cost_of(artifact, run.runtime)) is not None:
+        if (one := cost_of(artifact, run, known)) is not None:
             found.setdefault(kind_of(artifact), []).append(one)
             found[_named(artifact)] = [one]
     return {kind: _mean(costs) for kind, costs in found.items()}
+
+
+def typical(run: Run) -> Lengths | None:
+    """Lengths of prompts and responses for the stages that do not record their own: as sampled, else as reward models have
+    read them; None where neither is finished."""
+    for work in ("sample", "reward"):
+        for artifact in run.artifacts.values():
+            made = artifact.made() if artifact.stage.work == work else None
+            if made is not None:
+                return reads_of(artifact, made.summary).lengths
+    return None
 
 
 def _named(artifact: Artifact) -> str:
@@ -73,52 +89,59 @@ def _mean(costs: list[Cost]) -> Cost:
     return Cost(**mean, lengths=next((c.lengths for c in reversed(costs) if c.lengths), None))
 
 
-def cost_of(artifact: Artifact, runtime: Runtime) -> Cost | None:
-    """What one finished stage tells; None where it is not finished or was measured under other numerics."""
+def cost_of(artifact: Artifact, run: Run, known: Lengths | None = None) -> Cost | None:
+    """What one finished stage tells; None where it is not finished or was measured under other numerics.
+
+    known: lengths of responses, for a stage that does not record its own.
+    """
     made = artifact.made()
-    if made is None or made.manifest.record.get("numerics") != runtime.numerics():
+    if made is None or made.manifest.record.get("numerics") != run.runtime.numerics():
         return None
     record = made.manifest.record
-    reads = reads_of(artifact, made.summary)
-    known = forecast(artifact, runtime, reads)
+    reads = reads_of(artifact, made.summary, known)
+    found = forecast(artifact, run.runtime, reads)
     cpu, wall = float(record["cpu_seconds"]), float(record["seconds"])
     if pace := record.get("pace"):
-        rate, rate_wall = (pace[name] / pace["done"] * pace["of"] / known.amount for name in ("cpu_seconds", "seconds"))
+        seen = (found.amount - found.opening) * pace["done"] / pace["of"]
+        rate, rate_wall = pace["cpu_seconds"] / seen, pace["seconds"] / seen
     elif cpu < SHORT:
         rate = rate_wall = 0.0
     else:
-        rate, rate_wall = cpu / known.amount, wall / known.amount
-    curve, extra, row = _bytes(made.manifest.files, known)
+        rate, rate_wall = cpu / found.amount, wall / found.amount
+    curve, extra, row = _bytes(artifact, run, found)
     return Cost(
-        max(0.0, cpu - rate * known.amount), rate, max(0.0, wall - rate_wall * known.amount), rate_wall,
-        float(record["peak_bytes"]) - known.memory, curve, extra, row,
-        None if reads is None else (reads.lengths.prompt, reads.lengths.response, reads.lengths.square),
+        max(0.0, cpu - rate * found.amount), rate, max(0.0, wall - rate_wall * found.amount), rate_wall,
+        float(record["peak_bytes"]) - found.memory, curve, extra, row,
+        (reads.lengths.prompt, reads.lengths.response, reads.lengths.square),
     )  # fmt: skip
 
 
-def _bytes(files: Mapping[str, FileInfo], known: Forecast) -> tuple[float, float, float]:
-    """Bytes for a step of the curve, beside weights and curve, and for a row of a result without weights."""
-    curve = sum(info.size for name, info in files.items() if name == "metrics.jsonl")
-    weights = sum(info.size for name, info in files.items() if name.endswith(".safetensors"))
-    rest = sum(info.size for info in files.values()) - curve - weights
-    if weights:
-        return curve / max(1, known.steps), weights - known.stored + rest, 0.0
-    return 0.0, curve, rest / max(1, known.rows)
+def _bytes(artifact: Artifact, run: Run, found: Forecast) -> tuple[float, float, float]:
+    """Bytes for a step of the curve, beside what arithmetic knows and what grows, and for a row."""
+    made = artifact.made()
+    assert made is not None
+    kept, known = grown(made.manifest, run.store), _counted(artifact, found)
+    if artifact.stage.kind in ("model", "reward"):  # the last rollouts beside an online policy are as many as before
+        return kept.curve / max(1, found.steps), kept.fixed + kept.rows - known, 0.0
+    return 0.0, kept.fixed + kept.curve - known, kept.rows / max(1, found.rows)
+
+
+def _counted(artifact: Artifact, found: Forecast) -> int:
+    """Bytes by arithmetic: of weights and token ids; those of rows are measured whole."""
+    return found.stored if artifact.stage.kind in ("model", "reward", "corpus") else 0
 
 
 def estimate(artifact: Artifact, runtime: Runtime, costs: Costs, reads: Reads | None = None) -> Forecast:
     """The stage's forecast with time, memory and bytes as measured, as far as its kind of work was."""
-    cost = costs.get(_named(artifact)) or costs.get(kind_of(artifact))
-    cost = cost or next((c for k, c in costs.items() if k.split("-")[0] == artifact.stage.work), None)
+    work = artifact.stage.work
+    cost = costs.get(_named(artifact)) or costs.get(kind_of(artifact)) or costs.get(ALIKE.get(work, ""))
+    cost = cost or next((c for k, c in costs.items() if k.split("-")[0] == work), None)
     if reads is None and cost is not None and cost.lengths is not None:
-        from cli.costs import Lengths
-
-        reads = replace(expected(artifact), lengths=Lengths(*cost.lengths))
+        reads = expected(artifact, Lengths(*cost.lengths))
     found = forecast(artifact, runtime, reads)
     if cost is None:
         return _by_device(found, runtime)
-    weights = artifact.stage.kind in ("model", "reward")
-    stored = found.stored + cost.curve * found.steps + cost.extra if weights else cost.extra + cost.row * found.rows
+    stored = _counted(artifact, found) + cost.curve * found.steps + cost.extra + cost.row * found.rows
     seconds = cost.fixed_wall + cost.rate_wall * found.amount
     return replace(
         found,
@@ -144,17 +167,19 @@ def _money(seconds: float, runtime: Runtime) -> float | None:
 
 def path_of(run: Run) -> Path:
     """Where the calibration of this run's model on this device is kept."""
-    models = [architecture_of(artifact) for artifact in run.artifacts.values()]
-    architecture = next((dict(one) for one in models if one is not None), {})
+    base = run.campaign.base
+    architecture = dict(architecture_in(base.pretrain or base.adopt) or {})
     name = digest({"model": architecture, "host": platform.node(), "numerics": run.runtime.numerics()})
     return ROOT / ".roundhouse" / "calibration" / f"{name}.json"
 
 
-def known_costs(run: Run) -> dict[str, Cost]:
-    """What was measured: by the calibration, and instead of that by the campaign's own stages where there are some."""
+def known_costs(run: Run, told: Sequence[Run] = ()) -> dict[str, Cost]:
+    """What was measured: by the calibration, and instead of that by finished stages of `told`, and of the run itself."""
     path = path_of(run)
     kept = read_costs(json.loads(path.read_text())["costs"]) if path.exists() else {}
-    return {**kept, **costs_of(run)}
+    for one in (*told, run):
+        kept |= costs_of(one)
+    return kept
 
 
 def read_costs(kept: Mapping[str, Any]) -> dict[str, Cost]:
@@ -188,11 +213,10 @@ def in_small(campaign: Campaign, runtime: Runtime) -> Campaign:
         for name, size in (("annotate", 1.5), ("evaluate", 1.0), ("sample", 0.0), ("probe", 0.0)):
             recipe = section.get(name)
             if isinstance(recipe, dict):
-                share = size or 1 / recipe["k"]
-                recipe["prompts"] = min(recipe["prompts"], max(8, math.ceil(most * share)))
-                if name == "probe":
+                rows = most * size or (most if name == "sample" else runtime.sample_rows) / recipe["k"]
+                recipe["prompts"] = min(recipe["prompts"], max(8, math.ceil(rows)))
+                if name == "probe":  # a whole batch at each: half a batch takes nearly as long
                     recipe["temperatures"] = recipe["temperatures"][:2]
-                    recipe["prompts"] = max(8, recipe["prompts"] // 4)
         for name in ("sft", "train"):
             if isinstance(section.get(name), dict):
                 section[name]["max_steps"] = section[name]["max_steps"] or CAPS["max_steps"]

@@ -70,7 +70,7 @@ def find_model(name: str, store: str | None) -> Path:
     config, slash, label = name.rpartition("/")
     if not slash or folder.exists():
         raise ConfigError(f"{name}: no model folder (config.json), and no CAMPAIGN/LABEL such as tiny/r5-helpfulness")
-    from cli.main import planned
+    from cli.layout import planned
 
     plan = planned(config, None, store, None, require_data=False)
     models = {label: a for label, a in plan.artifacts.items() if a.stage.kind in ("model", "reward")}

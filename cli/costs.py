@@ -8,7 +8,7 @@ pass. What padding adds and shared prompts save is left out, so that the number 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from configs.recipes import Lora
@@ -63,6 +63,13 @@ class Sizes:
     def forward(self, lengths: Lengths, outputs: float) -> float:
         """FLOPs of one sequence of which `outputs` tokens are predicted."""
         return 2 * self.matrices * lengths.tokens + 4 * self.channels * lengths.square + 2 * self.head * outputs
+
+
+def rolling(policy: Sizes, plain: Sizes, critic: Sizes | None, scorers: int, lengths: Lengths) -> float:
+    """FLOPs of sampling one rollout and reading it: policy, reference (which has no adapters), critic and reward models."""
+    own = 2 * policy.forward(lengths, lengths.response) + plain.forward(lengths, lengths.response)
+    value = 0.0 if critic is None else critic.forward(lengths, lengths.response)
+    return own + value + scorers * replace(plain, head=plain.hidden).forward(lengths, 1)
 
 
 def linears(a: Architecture) -> list[tuple[int, int, bool]]:

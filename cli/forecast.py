@@ -1,14 +1,11 @@
-"""What a stage will take: rows, steps, tokens, FLOPs, memory and bytes by arithmetic, time and money from what was measured.
+"""What a stage will take: steps, tokens, FLOPs, memory and bytes by arithmetic from what it reads (cli/reads.py).
 
-The arithmetic wants to know how many rows a stage reads and how long they are (`Reads`). Before they exist it takes what the
-recipe and the stages already made say, and at most the limits; so a plan sharpens as the campaign goes on.
+Time and money come from what was measured (cli/calibration.py).
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,32 +16,24 @@ from cli.costs import (
     activation_bytes,
     adapters_of,
     cache_bytes,
-    human,
+    rolling,
     sizes_of,
     training_bytes,
 )
+from cli.reads import Reads, architecture_of, expected, inputs_of
 from configs import describe
-from configs.load import locate
-from configs.recipes import Adopt, Annotate, Evaluate, Ingest, Limits, Online, Pretrain, Probe, Reward, Sample, Train
+from configs.certify import Certify
+from configs.continuing import Continue, Pack
+from configs.recipes import Online, Pretrain, Reward, Train
 from configs.runtime import Runtime
 from tasks import Artifact
-
-__all__ = ["Forecast", "Reads", "architecture_of", "expected", "forecast", "human", "inputs_of", "reads_of"]
-
-
-@dataclass(frozen=True)
-class Reads:
-    """What a stage works on. rows: in the data, once each (prompts where it samples); sequences: to a row."""
-
-    rows: int
-    lengths: Lengths
-    sequences: int = 1
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """parameters: of the model at work, `trained` of them learn; tokens: with a loss, or sampled; amount: what the time of a
-    stage grows with, FLOPs or else rows; memory: bytes a device, of the process where it was measured; stored: bytes kept."""
+    """parameters: of the model at work, `trained` of them learn; tokens: with a loss, sampled, or packed; amount: what the time
+    of a stage grows with, FLOPs or else rows; opening: of the amount, what is done before the first word on progress, where
+    that is another kind of work; memory: bytes a device, of the process where it was measured; stored: bytes kept."""
 
     parameters: int
     trained: int
@@ -57,6 +46,7 @@ class Forecast:
     cpu_seconds: float | None = None
     seconds: float | None = None
     money: float | None = None
+    opening: float = 0.0
 
     @property
     def amount(self) -> float:
@@ -64,32 +54,17 @@ class Forecast:
         return self.flops or float(max(1, self.rows))
 
 
-def architecture_of(artifact: Artifact) -> Architecture | None:
-    """The architecture that a stage works on: that of the base its models come from."""
-    recipe = artifact.stage.recipe
-    if isinstance(recipe, Pretrain):
-        return {"model_type": "llama", "vocab_size": recipe.tokenizer.vocab_size, **recipe.architecture}
-    if isinstance(recipe, Adopt):
-        if recipe.architecture or recipe.path is None:
-            return recipe.architecture or None
-        config: dict[str, Any] = json.loads((locate(recipe.path) / "config.json").read_text())
-        return config
-    for upstream in artifact.upstream:
-        if (found := architecture_of(upstream)) is not None:
-            return found
-    return None
-
-
 def forecast(artifact: Artifact, runtime: Runtime, reads: Reads | None = None) -> Forecast:
     """The stage's forecast, without time. reads: what it works on, where that is known better than `expected` guesses."""
     reads, architecture = reads or expected(artifact), architecture_of(artifact)
     recipe, work = artifact.stage.recipe, artifact.stage.work
-    if architecture is None:
-        return Forecast(0, 0, reads.rows, 0, 0, 0.0, 0, 0)
+    if architecture is None or (work not in _MODELS and artifact.stage.kind != "model"):
+        return _packed(reads, architecture) if isinstance(recipe, Pack) else Forecast(0, 0, reads.rows, 0, 0, 0.0, 0, 0)
     if work not in _MODELS:
         size = sizes_of(architecture).parameters
         kept = size * (2 if getattr(recipe, "dtype", "float32") == "bfloat16" else 4)
-        return Forecast(size, 0, reads.rows, 0, 0, 0.0, 0, kept if artifact.stage.kind == "model" else 0)
+        memory = TRANSPLANT * size if work == "transplant" else 0
+        return Forecast(size, 0, reads.rows, 0, 0, 0.0, memory, kept)
     lora, dtype = getattr(recipe, "lora", None), getattr(recipe, "dtype", "float32")
     plain = sizes_of(architecture)
     trained = sizes_of(architecture, lora=lora, reward=isinstance(recipe, Reward))
@@ -102,14 +77,18 @@ def forecast(artifact: Artifact, runtime: Runtime, reads: Reads | None = None) -
     one = _One(plain, trained, reads, runtime, artifact)
     if isinstance(recipe, Pretrain | Train | Reward):
         return _offline(one, recipe, Forecast(trained.parameters, learn, reads.rows, 0, 0, 0.0, held, kept), dtype)
+    if isinstance(recipe, Continue):
+        return _continuing(one, recipe, Forecast(trained.parameters, learn, reads.rows, 0, 0, 0.0, held, kept))
     if isinstance(recipe, Online):
         return _online(one, recipe, Forecast(trained.parameters, learn, 0, 0, 0, 0.0, held, kept), dtype)
     return _reading(one, recipe, work)
 
 
-_READING = ("sample", "probe", "annotate", "evaluate", "score", "certify", "compare", "matrix")
-_MODELS = frozenset(("pretrain", "train", "reward", "online", *_READING))
+_READING = ("sample", "probe", "annotate", "evaluate", "score", "certify", "compare", "matrix", "measure")
+_MODELS = frozenset(("pretrain", "train", "reward", "continuing", "online", *_READING))
 SMOKE = 6  # questions that every evaluation asks too
+TRANSPLANT = 24  # bytes a weight: four models in fp32, and the differences of one in fp64
+ID_BYTES = (2, 1 << 16, 4)  # of a token id in a corpus: 2 where the vocabulary has at most so many, else 4
 
 
 @dataclass(frozen=True)
@@ -128,9 +107,13 @@ class _One:
     def judges(self) -> int:
         return len(inputs_of(self.artifact, "judges"))
 
-    def scoring(self) -> float:
+    def scoring(self, lengths: Lengths) -> float:
         """FLOPs of one response under one reward model."""
-        return replace(self.plain, head=self.plain.hidden).forward(self.reads.lengths, 1)
+        return replace(self.plain, head=self.plain.hidden).forward(lengths, 1)
+
+    def beside(self, count: int) -> tuple[int, Lengths]:
+        """The sequences beside the rows: as they are known, else `count`, as long as the others."""
+        return self.reads.beside or (count, self.reads.lengths)
 
 
 def _offline(one: _One, recipe: Pretrain | Train | Reward, start: Forecast, dtype: str) -> Forecast:
@@ -140,12 +123,40 @@ def _offline(one: _One, recipe: Pretrain | Train | Reward, start: Forecast, dtyp
     sequences = seen * reads.sequences
     outputs = 1.0 if isinstance(recipe, Reward) else reads.lengths.response
     flops = one.trained.learning(reads.lengths, outputs) * sequences
+    if isinstance(recipe, Reward):  # its held-out pairs are scored at the end
+        count, held_out = one.beside(0)
+        flops += count * one.scoring(held_out)
     if _needs_reference(recipe):
         flops += one.plain.forward(reads.lengths, reads.lengths.response) * reads.rows * reads.sequences
     rows = min(one.runtime.train_rows or recipe.batch_size * reads.sequences, max(1, sequences))
     memory = start.memory + activation_bytes(one.trained, rows / one.runtime.processes, reads.lengths, outputs, dtype)
     tokens = round(sequences * reads.lengths.response)
     return replace(start, rows=seen, steps=steps, tokens=tokens, flops=flops, memory=memory)
+
+
+def _continuing(one: _One, recipe: Continue, start: Forecast) -> Forecast:
+    """As pretraining on as many sequences; at some steps of the curve held-out windows of every corpus are read too."""
+    lengths, steps = one.reads.lengths, one.reads.rows // recipe.batch_size
+    flops = one.trained.learning(lengths, lengths.response) * one.reads.rows
+    if recipe.measure_every and steps:
+        looks = len({1, steps, *range(recipe.measure_every, steps + 1, recipe.measure_every)})
+        count, windows = one.beside(0)
+        flops += looks * count * one.plain.forward(windows, windows.response)
+    rows = min(one.runtime.train_rows or recipe.batch_size, recipe.batch_size)
+    memory = start.memory + activation_bytes(
+        one.trained, rows / one.runtime.processes, lengths, lengths.response, recipe.dtype
+    )
+    stored = start.stored + (8 * one.trained.parameters if recipe.publish_optimizer else 0)  # both moments in fp32
+    tokens = round(one.reads.rows * lengths.response)
+    return replace(start, steps=steps, tokens=tokens, flops=flops, memory=memory, stored=stored)
+
+
+def _packed(reads: Reads, architecture: Architecture | None) -> Forecast:
+    """A corpus: its token ids, each in as few bytes as hold the vocabulary."""
+    few, most, many = ID_BYTES
+    tokens = round(reads.rows * reads.lengths.response)
+    width = many if architecture is not None and int(architecture["vocab_size"]) > most else few
+    return Forecast(0, 0, reads.rows, 0, tokens, 0.0, 0, tokens * width)
 
 
 def steps_of(recipe: Pretrain | Train | Reward, rows: int) -> tuple[int, int]:
@@ -168,140 +179,80 @@ def _needs_reference(recipe: Pretrain | Train | Reward) -> bool:
 
 
 def _online(one: _One, recipe: Online, start: Forecast, dtype: str) -> Forecast:
-    """A batch of rollouts is sampled and read by policy, reference, critic and reward models; then policy and critic learn."""
+    """A batch of rollouts is sampled and read by policy, reference, critic and reward models; then policy and critic learn.
+
+    Beside the iterations' rollouts there are those of the critic's warm-up, at most as many as the recipe says.
+    """
     lengths, has_critic = one.reads.lengths, "value" in describe(recipe.method).forwards
-    policy = one.trained.forward(lengths, lengths.response)
-    critic = replace(one.trained, head=one.plain.hidden).forward(lengths, lengths.response) if has_critic else 0.0
-    warm = recipe.warmup_batches if has_critic else 0
-    batches, rollouts = recipe.iterations + warm, (recipe.iterations + warm) * recipe.batch_size
-    read = 3 * policy + critic + one.scorers() * one.scoring()
-    heads = (one.trained, replace(one.trained, head=one.plain.hidden)) if has_critic else (one.trained,)
-    each = [sizes.learning(lengths, lengths.response) for sizes in heads]
-    learned = sum(each) * recipe.iterations * recipe.batch_size * recipe.epochs
-    warmed = each[-1] * warm * recipe.warmup_steps * recipe.minibatch_size
-    steps = recipe.iterations * recipe.epochs * (recipe.batch_size // recipe.minibatch_size)
-    rows = one.runtime.train_rows or recipe.minibatch_size
+    critic = replace(one.trained, head=one.plain.hidden) if has_critic else None
+    heads = [one.trained] if critic is None else [one.trained, critic]
+    read = lambda found: rolling(one.trained, one.plain, critic, one.scorers(), found)
+    rollouts = recipe.iterations * recipe.batch_size
+    learned = sum(sizes.learning(lengths, lengths.response) for sizes in heads) * rollouts * recipe.epochs
+    beside, warm = one.beside(recipe.warmup_batches * recipe.batch_size) if has_critic else (0, lengths)
+    fitted = beside // recipe.batch_size * recipe.warmup_steps * recipe.minibatch_size
+    warmed = beside * read(warm) + fitted * heads[-1].learning(warm, warm.response)
+    return replace(
+        start,
+        rows=rollouts + beside,
+        steps=rollouts * recipe.epochs // recipe.minibatch_size,
+        tokens=round(rollouts * lengths.response),
+        flops=rollouts * read(lengths) + learned + warmed,
+        opening=warmed * recipe.batch_size / beside if beside else 0.0,
+        memory=_held_online(one, recipe, start.memory * len(heads), len(heads), dtype),
+    )
+
+
+def _held_online(one: _One, recipe: Online, memory: int, learners: int, dtype: str) -> int:
+    """Bytes a device of all models, and of what sampling or learning needs beside them, whichever is more."""
+    lengths, runtime = one.reads.lengths, one.runtime
     frozen = (one.scorers() + (recipe.lora is None)) * 4 * one.plain.parameters
-    memory = start.memory * len(heads) + frozen
-    if one.runtime.launcher != "local" and one.runtime.zero == 3:  # each process reads and samples with whole copies
-        memory += len(heads) * (2 if dtype == "bfloat16" else 4) * one.trained.parameters
-    memory += activation_bytes(one.trained, rows, lengths, lengths.response, dtype)
-    tokens = round(recipe.iterations * recipe.batch_size * lengths.response)
-    flops = rollouts * read + learned + warmed
-    return replace(start, rows=rollouts, steps=steps, tokens=tokens, flops=flops, memory=memory) if batches else start
+    if runtime.launcher != "local" and runtime.zero == 3:  # each process reads and samples with whole copies
+        memory += learners * (2 if dtype == "bfloat16" else 4) * one.trained.parameters
+    learning = activation_bytes(
+        one.trained, runtime.train_rows or recipe.minibatch_size, lengths, lengths.response, dtype
+    )
+    sampling = cache_bytes(one.plain, min(recipe.batch_size, runtime.sample_rows), lengths, "float32")
+    if runtime.offload:  # frozen models are on the device while they read
+        return memory + max(learning, sampling, frozen)
+    return memory + frozen + max(learning, sampling)
+
+
+LAYOUTS = 7  # ways in which a certificate scores the same responses: alone, together, reversed, ..
+
+
+def _certified(one: _One, held: int) -> int:
+    """Responses that a certificate scores: held-out ones also by the other model, training ones, the frozen probe set also by
+    the model before, and few in every layout, once with a longer one."""
+    recipe: Certify = one.artifact.stage.recipe
+    others, before = (len(inputs_of(one.artifact, role)) for role in ("other", "before"))
+    probe, few = min(held, recipe.probe // 2 * 2), min(held, recipe.invariance_rows)
+    return held * (1 + others) + one.beside(0)[0] + probe * (1 + before) + LAYOUTS * few + 1
 
 
 def _reading(one: _One, recipe: Any, work: str) -> Forecast:
     """Stages that sample, score, or both."""
     lengths, runtime = one.reads.lengths, one.runtime
     rows = one.reads.rows * one.reads.sequences
-    sampled = {"sample": rows, "annotate": rows, "probe": rows, "evaluate": rows + SMOKE}.get(work, 0)
-    scorers, judges = one.scorers(), one.judges()
+    beside, asked = one.beside(SMOKE) if work == "evaluate" else (0, lengths)  # questions that are sampled and scored
+    sampled = rows if work in ("sample", "annotate", "probe", "evaluate") else 0
+    scorers, judges, models = one.scorers(), one.judges(), len(inputs_of(one.artifact, "models"))
     scored = {
         "probe": rows * scorers,
         "score": rows * scorers,
-        "evaluate": rows * (scorers + judges) * (1 + len(inputs_of(one.artifact, "earlier"))) + SMOKE * scorers,
-        "certify": rows,
+        "evaluate": rows * (scorers + judges) * (1 + len(inputs_of(one.artifact, "earlier"))),
+        "certify": _certified(one, rows) if work == "certify" else 0,
         "compare": rows * (scorers + judges),
         "matrix": rows * (scorers + judges),
     }.get(work, 0)
-    read = sampled + (2 * rows if work == "evaluate" else 0)  # policy and reference read what the policy said
-    flops = one.plain.forward(lengths, lengths.response) * read + one.scoring() * scored
-    models = {"sample": 1, "annotate": 2, "probe": 1 + scorers, "evaluate": 2 + scorers, "certify": 1}
+    read = sampled + {"evaluate": 2 * rows, "measure": models * rows}.get(
+        work, 0
+    )  # by policy and reference; by all bases
+    flops = one.plain.forward(lengths, lengths.response) * read + one.scoring(one.reads.scored or lengths) * scored
+    flops += beside * (one.plain.forward(asked, asked.response) + scorers * one.scoring(asked))
+    held = {"sample": 1, "annotate": 2, "probe": 1 + scorers, "evaluate": 2 + scorers, "certify": 1, "measure": 1}
     batch = min(rows, runtime.sample_rows if sampled else runtime.score_rows)
-    memory = models.get(work, scorers + judges) * 4 * one.plain.parameters
+    memory = held.get(work, scorers + judges) * 4 * one.plain.parameters
     memory += cache_bytes(one.plain, batch, lengths, "float32")
-    tokens = round(sampled * lengths.response)
+    tokens = round(sampled * lengths.response + beside * asked.response)
     return Forecast(one.plain.parameters, 0, rows, 0, tokens, flops, memory, 4 * tokens)
-
-
-def expected(artifact: Artifact) -> Reads:
-    """What a stage will read, from its recipe and from what was made before it; lengths are at most the limits."""
-    recipe, work = artifact.stage.recipe, artifact.stage.work
-    limits = getattr(recipe, "limits", None) or Limits()
-    lengths = Lengths.fixed(limits.prompt_tokens, limits.response_tokens)
-    if isinstance(recipe, Pretrain):
-        return Reads(recipe.steps * recipe.batch_size, Lengths.fixed(1, recipe.sequence_length))
-    if isinstance(recipe, Ingest):
-        return Reads(sum(source.count or 0 for source in recipe.sources), lengths)
-    if isinstance(recipe, Train):
-        rows = sum(made_rows(a) for a in inputs_of(artifact, "rows"))
-        extra = round(rows * recipe.replay / (1 - recipe.replay)) if inputs_of(artifact, "replay") else 0
-        return Reads(rows + extra, lengths, 2 if "chosen" in describe(recipe.method).columns else 1)
-    if isinstance(recipe, Reward):
-        given = inputs_of(artifact, "preferences")
-        own = sum(made_rows(a, recipe.kind) for a in given)
-        other = min(
-            sum(made_rows(a) for a in given) - own, round(own * (1 - recipe.own_share) / max(recipe.own_share, 1e-9))
-        )
-        return Reads(round((own + max(0, other)) * (1 - recipe.held_out)), lengths, 2)
-    if isinstance(recipe, Online):
-        return Reads(recipe.batch_size, lengths)
-    if isinstance(recipe, Annotate):
-        return Reads(_at_most(artifact, recipe.prompts), lengths, 2)
-    if isinstance(recipe, Sample):
-        return Reads(_at_most(artifact, recipe.prompts), lengths, recipe.k)
-    if isinstance(recipe, Probe):
-        return Reads(_at_most(artifact, recipe.prompts), lengths, recipe.k * len(recipe.temperatures))
-    if isinstance(recipe, Evaluate):
-        return Reads(recipe.prompts, lengths)
-    if work == "score":
-        return Reads(sum(made_rows(a) for a in inputs_of(artifact, "samples")), lengths)
-    if work == "certify":  # at most all of its pairs
-        return Reads(sum(made_rows(a) for a in inputs_of(artifact, "preferences")), lengths, 2)
-    return Reads(sum(made_rows(a) for a in artifact.upstream if a.stage.kind == "rows"), lengths)
-
-
-def inputs_of(artifact: Artifact, role: str) -> list[Artifact]:
-    """The artifacts that a stage takes in a role."""
-    refs = artifact.stage.inputs.get(role, ())
-    wanted = list(refs) if isinstance(refs, tuple | list) else [refs]
-    return [one for ref in wanted for one in artifact.upstream if one.ref == ref][: len(wanted)]
-
-
-def _at_most(artifact: Artifact, prompts: int) -> int:
-    there = [made_rows(a) for a in inputs_of(artifact, "prompts")]
-    return min(prompts, *there) if any(there) else prompts
-
-
-def made_rows(artifact: Artifact, kind: str | None = None) -> int:
-    """The rows of an artifact: as it says once it is made, before that as its recipe would have it."""
-    recipe, made = artifact.stage.recipe, artifact.made()
-    if made is not None:
-        names = ("rows", "responses", "pairs", "prompts") if kind is None else (kind, "rows")
-        return int(next((made.summary[name] for name in names if name in made.summary), 0))
-    if isinstance(recipe, Ingest):
-        return round(sum(source.count or 0 for source in recipe.sources) * (1 - recipe.held_out))
-    if isinstance(recipe, Annotate):
-        return recipe.prompts // (1 if kind is None else len(recipe.kinds))
-    if isinstance(recipe, Sample):
-        return recipe.prompts * recipe.k
-    if isinstance(recipe, Evaluate):
-        return recipe.prompts
-    if artifact.stage.work == "select":
-        return max((a.stage.recipe.prompts for a in _sampled(artifact)), default=0)
-    return sum(made_rows(a) for a in artifact.upstream if a.stage.work in ("sample", "select"))
-
-
-def _sampled(artifact: Artifact) -> list[Any]:
-    found = [artifact] if artifact.stage.work == "sample" else []
-    return found + [one for upstream in artifact.upstream for one in _sampled(upstream)]
-
-
-def reads_of(artifact: Artifact, summary: Mapping[str, Any]) -> Reads | None:
-    """What a finished stage has read, by its own record; None where the record does not say."""
-    if artifact.stage.work in ("train", "reward", "pretrain") and summary.get("sequences"):
-        count, rows = summary["sequences"], summary["rows"]
-        response = summary["tokens"] / count
-        per_row = max(1, round(count / rows))
-        given = expected(artifact)
-        return Reads(
-            given.rows,
-            Lengths(summary["sequence_tokens"] / count - response, response, summary["squares"] / count),
-            per_row,
-        )
-    if artifact.stage.work == "sample" and summary.get("prompt_tokens"):
-        count = summary["responses"]
-        lengths = Lengths(summary["prompt_tokens"] / count, summary["tokens"] / count, summary["squares"] / count)
-        return Reads(summary["prompts"], lengths, count // summary["prompts"])
-    return None

@@ -15,7 +15,7 @@ def verify(
 ) -> None:
     """Hash every file of a campaign again, and print one root hash for the whole of it."""
     from cli.forecast import human
-    from cli.main import planned
+    from cli.layout import planned
     from storage.verify import verify as hash_again
 
     plan = planned(config, seed, store, None)
@@ -80,7 +80,7 @@ def forget(
     store: Annotated[str | None, typer.Option("--store", help="Instead of the config's.")] = None,
 ) -> None:
     """Remove a campaign's record, so that gc may remove what only it reached."""
-    from cli.main import planned
+    from cli.layout import planned
     from storage.gc import forget as remove_record
 
     plan = planned(config, seed, store, None)

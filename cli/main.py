@@ -1,6 +1,5 @@
 """`roundhouse`: thin commands over tasks, storage and report. Heavy imports wait until a command needs them."""
 
-import contextlib
 import json
 import os
 import sys
@@ -11,6 +10,7 @@ import typer
 
 from cli import keeping, operations
 from cli.certify import certify
+from cli.layout import laid_out, planned
 
 app = typer.Typer(
     name="roundhouse",
@@ -27,28 +27,6 @@ StoreUrl = Annotated[
 ]
 Until = Annotated[str | None, typer.Option(help="Stop after this version (v2) or round's reward models (r2-rewards).")]
 RuntimeFile = Annotated[str | None, typer.Option("--runtime", help="A YAML file with another runtime.")]
-
-
-def planned(
-    config: str,
-    seed: int | None,
-    store: str | None,
-    runtime: str | None,
-    until: str | None = None,
-    require_data: bool = True,
-) -> Any:
-    """The campaign laid out without running it."""
-    from configs import load, load_runtime
-    from flows.bakeoff import compete
-    from flows.rounds import align
-    from tasks import Run, Stopped, connect
-
-    campaign = load(config, seed=seed, require_data=require_data)
-    chosen = load_runtime(runtime) if runtime else campaign.runtime
-    run = Run(campaign, connect(store, chosen), chosen, mode="plan", until=until)
-    with contextlib.suppress(Stopped):
-        (align if campaign.bake_off is None else compete)(run)
-    return run
 
 
 @app.command()
@@ -135,12 +113,12 @@ def plan(
     """Show what would run, what is reused and why, and what it would take."""
     from cli.plan import print_plan
 
-    found = planned(config, seed, store, runtime, until, require_data=calibrate)
+    found, told = laid_out(config, seed, store, runtime, until, require_data=calibrate)
     if calibrate:
         from cli import calibration
 
         typer.echo(f"calibration: {calibration.calibrate(found)}", err=True)
-    print_plan(found)
+    print_plan(found, told)
 
 
 @app.command()
@@ -148,7 +126,7 @@ def status(config: Config = "tiny", seed: Seed = None, store: StoreUrl = None) -
     """Show where a campaign stands."""
     from cli.plan import print_status
 
-    print_status(planned(config, seed, store, None))
+    print_status(laid_out(config, seed, store)[0])
 
 
 @app.command()
@@ -161,7 +139,7 @@ def explain(
     """Say what names a stage's result, and what changed since the campaign last made it."""
     from cli.plan import print_explanation
 
-    print_explanation(planned(config, seed, store, None), stage)
+    print_explanation(laid_out(config, seed, store)[0], stage)
 
 
 @app.command()
@@ -203,9 +181,9 @@ def export(
     from cli.export import export_version
     from tasks.outcome import view
 
-    laid_out = planned(config, seed, store, None)
-    version_folder(laid_out, version)
-    typer.echo(f"exported: {export_version(laid_out.store, view(laid_out), version, folder)}")
+    found = planned(config, seed, store, None)
+    version_folder(found, version)
+    typer.echo(f"exported: {export_version(found.store, view(found), version, folder)}")
 
 
 def version_folder(plan: Any, version: str) -> tuple[Path, Any]:

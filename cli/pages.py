@@ -40,7 +40,7 @@ def write_page(names: Sequence[str], seed: int | None, store: str | None, out: P
 
 def _campaign(name: str, seed: int | None, store: str | None) -> Any:
     """The plan of a config, with the seed after its @ if it has one; the name itself of a campaign in the store."""
-    from cli.main import planned
+    from cli.layout import planned
 
     if not Path(name).exists():
         if seeded := SEEDED.fullmatch(name):

@@ -1,7 +1,8 @@
 """What would run and why, where a campaign stands, and what names a stage."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from textwrap import fill
 from typing import Any
 
 from rich.console import Console
@@ -15,47 +16,53 @@ from storage import Manifest
 from tasks import Artifact, Run
 
 console = Console(highlight=False, soft_wrap=True)
-OTHER_COLUMNS = 92  # characters that the plan's table needs beside the reasons
-
-
-NARROW = ("tokens", "time", "stored", "money")  # what there is room for on 80 columns
+WIDE = 116  # characters from which on all columns are shown
 COLUMNS = ("params", "steps", "tokens", "FLOPs", "time", "memory", "stored", "money")
+NARROW = ("tokens", "time", "memory", "stored", "money")  # else these; FLOPs where no time is known
 
 
-def print_plan(run: Run) -> None:
-    """One line a stage: reused or to be done, what it would take, and the reason; `explain` says more about one of them."""
+def print_plan(run: Run, told: Sequence[Run] = ()) -> None:
+    """One line a stage: reused or to be done, what it would take, and the reason; `explain` says more about one of them.
+
+    told: other runs whose finished stages say what stages cost.
+    """
+    if not run.artifacts:
+        console.print("nothing has arrived since the last refresh: none is due")
+        return
     last = run.record_or_none()
     notes = last.notes() if last else {}
-    costs = known_costs(run)
+    costs = known_costs(run, told)
     forecasts = {label: estimate(artifact, run.runtime, costs) for label, artifact in run.artifacts.items()}
     todo = {label: one for label, one in forecasts.items() if run.artifacts[label].made() is None}
-    money = money_of(todo.values())
-    wide = console.width >= OTHER_COLUMNS + 24
-    columns = [name for name in COLUMNS if (wide or name in NARROW) and (name != "money" or money is not None)]
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("stage", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for column in columns:
-        table.add_column(column, no_wrap=True, justify="right")
-    table.add_column("why", no_wrap=True)
-    room = max(20, console.width - (OTHER_COLUMNS if wide else OTHER_COLUMNS - 34))
+    rows = []
     for artifact in run.artifacts.values():
         made = artifact.made()
         cells = _forecast_cells(forecasts[artifact.label]) if made is None else _made_cells(made.manifest)
-        table.add_row(
-            artifact.label,
-            "reuse" if made else "[bold]run[/bold]",
-            *(cell for name, cell in zip(COLUMNS, cells) if name in columns),
-            shorten(_reason(run, artifact, notes), room),
-        )
-    console.print(table)
+        rows.append([artifact.label, "reuse" if made else "run", *cells, _reason(run, artifact, notes)])
+    _print_table(rows)
     done = len(run.artifacts) - len(todo)
     console.print(f"{len(run.artifacts)} stages: {done} reused, {len(todo)} to run; store {run.store.url}")
-    if todo:
-        for line in _totals(run, forecasts, todo, money):
-            console.print(line)
+    for line in _totals(run, forecasts, todo, money_of(todo.values())) if todo else ():
+        console.print(fill(line, console.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
     for line in run.store.warnings:
         console.print(f"note: {line}")
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    """Stage, what is done with it, the columns that say something and that there is room for, and why."""
+    names = ["stage", "", *COLUMNS, "why"]
+    told = {name for place, name in enumerate(names) if any(row[place] for row in rows)}
+    if console.width < WIDE:
+        told &= {"", "stage", "why", *NARROW, *(() if "time" in told else ("FLOPs",))}
+    places = [place for place, name in enumerate(names) if name in told]
+    room = console.width - sum(max(len(row[p]) for row in [names, *rows]) + 2 for p in places[:-1])
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for place in places:
+        table.add_column(names[place], no_wrap=True, justify="right" if names[place] in COLUMNS else "left")
+    for row in rows:
+        cells = [shorten(row[place], max(8, room)) if names[place] == "why" else row[place] for place in places]
+        table.add_row(*(f"[bold]{cell}[/bold]" if cell == "run" else cell for cell in cells))
+    console.print(table)
 
 
 def _totals(run: Run, forecasts: dict[str, Forecast], todo: dict[str, Forecast], money: float | None) -> Iterator[str]:
@@ -64,18 +71,25 @@ def _totals(run: Run, forecasts: dict[str, Forecast], todo: dict[str, Forecast],
     yield (
         f"to run: {human(total('flops'), ' FLOPs')}, {human(total('tokens'))} tokens, {human(total('stored'), 'B')} stored"
     )
+    label, most = max(todo.items(), key=lambda one: one[1].memory)
+    if most.memory:
+        alone = (
+            "" if most.cpu_seconds is not None else " (models, their training and batches; without the program itself)"
+        )
+        yield f"most memory: {human(most.memory, 'B')} a device, {label}{alone}"
     if (found := in_time(run, forecasts)) is not None:
         price = "" if money is None else f", money {money:,.0f}"
         cpu = f", {duration(found[1])} of processor time" if found[1] else ""
-        yield f"time: about {duration(found[0])} on the clock{cpu}{price}"
+        source = "measured here" if found[1] else "by runtime.device_flops"
+        yield f"time: about {duration(found[0])} on the clock ({source}){cpu}{price}"
     else:
         yield (
             "time: not measured here; `roundhouse plan --calibrate` runs the campaign in small to find out (a minute or two), "
             "or set runtime.device_flops"
         )
     yield (
-        "tokens, FLOPs, memory: by arithmetic from rows and lengths where they are known, and at most the limits where not "
-        "(docs/forecast.md)"
+        "Tokens are those learned from, sampled or packed; empty is none, or not known yet. Rows and lengths are those of "
+        "finished stages where there are some, else the most that the recipes allow (docs/forecast.md)."
     )
 
 

@@ -74,6 +74,12 @@ def load_refresh(config: str, *, seed: int | None = None) -> tuple[Refresh, Camp
     return resolve_refresh(refresh, campaign), campaign
 
 
+def is_refresh(config: str) -> bool:
+    """Whether a file is a refresh's and not a campaign's: it names the campaign that it is of."""
+    found = parse(find(config).read_bytes(), config)
+    return "campaign" in found and "inboxes" in found
+
+
 def check_refresh(raw: Mapping[str, Any], config: str) -> Refresh:
     """A plain mapping -> a Refresh as its file says it.
 

@@ -1,6 +1,7 @@
 """The order of a refresh's stages: look, pack, train on, measure, carry the chat model over, decide. No numbers, no paths."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from configs.refresh import Refresh
 from tasks import Artifact, Run, continue_pretraining, decide, evaluate, measure, pack, train, transplant
@@ -20,7 +21,29 @@ def refresh(run: Run, plan: Refresh, standing: Standing, chain: Chain) -> list[E
     return known[already:]
 
 
-def _refresh(run: Run, plan: Refresh, standing: Standing, chain: Chain, known: Sequence[Entry], begun: Begun) -> Entry:
+def lay_out(run: Run, plan: Refresh, standing: Standing, chain: Chain, *, last: bool = False) -> None:
+    """Name the stages of the refresh that was begun and died, else of one on what is new since; or of the last finished one."""
+    known = chain.entries()
+    if last:
+        known = known[:-1]
+    begun = chain.begun(len(known) + 1) or (None if last else look_for(run, plan, standing, chain, known))
+    if begun is not None:
+        _stages(run, plan, standing, known, begun)
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """A refresh's results, by what they are to its record."""
+
+    look: Artifact
+    corpus: Artifact
+    base: Artifact
+    losses: Artifact
+    candidates: dict[str, Artifact]
+    decision: Artifact
+
+
+def _stages(run: Run, plan: Refresh, standing: Standing, known: Sequence[Entry], begun: Begun) -> _Laid:
     """One refresh, from the documents that it was begun with to the decision."""
     name, first = f"r{begun.number}", not known
     before = standing.base if first else given(run.store, f"r{known[-1].number}-base", known[-1].base)
@@ -53,16 +76,22 @@ def _refresh(run: Run, plan: Refresh, standing: Standing, chain: Chain, known: S
     )
     judged = [compare_with_old(run, standing, label, model) for label, model in candidates.items()]
     decision = decide(run, f"{name}-decide", recipe, measure=losses, old=standing.evaluation, candidates=judged)
-    found = decision.summary() or {}
+    return _Laid(look, corpus, base, losses, candidates, decision)
+
+
+def _refresh(run: Run, plan: Refresh, standing: Standing, chain: Chain, known: Sequence[Entry], begun: Begun) -> Entry:
+    """One refresh, done and recorded."""
+    laid = _stages(run, plan, standing, known, begun)
+    found = laid.decision.summary() or {}
     entry = Entry(
         number=begun.number,
-        base=base.ref.key,
-        gather=look.ref.key,
-        corpus=corpus.ref.key,
-        measure=losses.ref.key,
-        decision=decision.ref.key,
+        base=laid.base.ref.key,
+        gather=laid.look.ref.key,
+        corpus=laid.corpus.ref.key,
+        measure=laid.losses.ref.key,
+        decision=laid.decision.ref.key,
         action=str(found["action"]),
-        chat=candidates[str(found["candidate"])].ref.key,
+        chat=laid.candidates[str(found["candidate"])].ref.key,
         config=plan.model_dump(mode="json", exclude={"runtime"}),
     )
     chain.close(entry)
@@ -110,8 +139,8 @@ def _packed(run: Run, plan: Refresh, standing: Standing, i: int, rows: Artifact)
 
 
 def _measure(run: Run, plan: Refresh, name: str, models: Sequence[Artifact], corpora: Sequence[Artifact]) -> Artifact:
-    """The old and the new base on the held-out text of every corpus that has some."""
-    held = [corpus for corpus in corpora if (corpus.summary() or {}).get("held_out")]
+    """The old and the new base on the held-out text of every corpus that has some; a plan takes it that a new one will."""
+    held = [corpus for corpus in corpora if (corpus.summary() or {"held_out": run.mode == "plan"}).get("held_out")]
     recipe = plan.measure.model_copy(
         update={"labels": ("before", "after"), "corpora": tuple(corpus.label for corpus in held)}
     )

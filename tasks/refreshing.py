@@ -49,7 +49,7 @@ def open_work(
     store: str | None = None,
     runtime: str | None = None,
     *,
-    mode: Literal["run", "direct"] = "run",
+    mode: Literal["run", "plan", "direct"] = "run",
     listen: Listener = lambda label, event: None,
 ) -> Work:
     """Read a refresh and find what it goes on from.
@@ -85,13 +85,16 @@ def look_for(run: Run, plan: Refresh, standing: Standing, chain: Chain, known: S
     number = len(known) + 1
     recipe = plan.gather.model_copy(update={"listings": found})
     look = look_again(run, plan, standing, known, number, recipe)
+    begun = Begun(number=number, gather=look.ref.key, recipe=recipe)
+    if run.mode == "plan" and look.made() is None:  # how many documents are new is not known before they are read
+        return begun
     new = int((look.summary() or {})["documents"])
     if new < plan.least:
         text = f"{new} new documents, fewer than least = {plan.least}: they wait for the next look"
         run.listen(look.label, {"event": "log", "text": text})
         return None
-    begun = Begun(number=number, gather=look.ref.key, recipe=recipe)
-    chain.begin(begun)
+    if run.mode != "plan":
+        chain.begin(begun)
     return begun
 
 

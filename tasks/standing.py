@@ -16,8 +16,8 @@ MAKES_BASE = ("pretrain", "adopt", "continuing")
 class Given(Artifact):
     """A finished artifact of the store as an input of a run that did not make it."""
 
-    def __init__(self, label: str, manifest: Manifest) -> None:
-        self._label, self._ref = label, manifest.ref
+    def __init__(self, label: str, manifest: Manifest, store: Store) -> None:
+        self._label, self._ref, self._store = label, manifest.ref, store
         self.upstream: Sequence[Artifact] = ()
         self._made, self._future = Made(manifest, cached=True), None
 
@@ -35,11 +35,17 @@ class Given(Artifact):
         assert self._made is not None
         return self._made.manifest
 
+    def file(self, name: str) -> bytes | None:
+        """One of its small files; None if it has none of that name."""
+        if name not in self.manifest.files:
+            return None
+        return self._store.get(f"artifacts/{self._ref.key}/{self.manifest.attempt}/{name}")
+
 
 def find_given(store: Store, label: str, key: str) -> Given | None:
     """The artifact of that name, None if the store lacks it."""
     manifest = store.manifest(Ref.parse(key))
-    return None if manifest is None else Given(label, manifest)
+    return None if manifest is None else Given(label, manifest, store)
 
 
 def given(store: Store, label: str, key: str) -> Given:
@@ -83,7 +89,7 @@ class Standing:
         """The newest finished result under a label; None if there is none."""
         for ref in reversed(self._notes.get(label, [])):
             if (manifest := self.store.manifest(ref)) is not None:
-                return Given(label, manifest)
+                return Given(label, manifest, self.store)
         return None
 
     def rebuild(self, run: Run, prefix: str, base: Artifact) -> Artifact:

@@ -10,7 +10,8 @@ import yaml
 import cli.forecast
 from cli.calibration import Cost, cost_of, costs_of, estimate, in_small, in_time, known_costs
 from cli.costs import Lengths, sizes_of
-from cli.forecast import Forecast, Reads, architecture_of, expected, forecast, inputs_of
+from cli.forecast import Forecast, forecast
+from cli.reads import Reads, architecture_of, expected, inputs_of
 from configs import Campaign, load
 from configs.load import FOLDER, check, resolve
 from configs.runtime import Runtime
@@ -82,7 +83,7 @@ def test_a_short_stage_that_told_no_pace_is_all_start(tmp_path: Path, seconds: f
     draft.commit({"numerics": run.runtime.numerics(), "cpu_seconds": seconds, "seconds": seconds, "peak_bytes": 1,
                   "summary": {"rows": 10}})  # fmt: skip
     documents = laid_out(micro(), tmp_path / "store").artifacts["documents"]
-    cost, amount = cost_of(documents, run.runtime), forecast(documents, run.runtime).amount
+    cost, amount = cost_of(documents, run), forecast(documents, run.runtime).amount
     assert cost is not None
     assert (cost.fixed, cost.rate * amount) == pytest.approx((seconds - rate, rate))
 
@@ -100,7 +101,7 @@ def test_memory_and_bytes_are_corrected_by_what_was_seen(store: Path) -> None:
 
 def test_other_numerics_tell_nothing(store: Path) -> None:
     run = laid_out(micro(runtime__threads=2), store)
-    assert cost_of(run.artifacts["base"], run.runtime) is None
+    assert cost_of(run.artifacts["base"], run) is None
 
 
 def test_without_a_measurement_there_is_no_time_unless_the_device_is_known(store: Path) -> None:
@@ -156,14 +157,16 @@ def test_what_reads_and_scores_counts_every_pass(tmp_path: Path) -> None:
             "evaluate": generate * (3 * 7 + 6) + score * models * (7 * (1 + earlier) + 6),
             "compare": score * 7 * models,
             "matrix": score * 7 * models,
-            "certify": score * 7,
+            "certify": score * (14 * 2 + 14 + 7 * 14 + 1),  # by both models; the probe set; seven layouts and a filler
         }[artifact.stage.work]
-        found = forecast(artifact, run.runtime, Reads(7, lengths))
+        sequences = 2 if artifact.stage.work == "certify" else 1
+        found = forecast(artifact, run.runtime, Reads(7, lengths, sequences))
         assert found.flops == pytest.approx(wanted), label
         assert found.tokens == (65 if artifact.stage.work == "evaluate" else 0)
     assert len(SMOKE) == cli.forecast.SMOKE
     versions = len(inputs_of(run.artifacts["compare"], "versions"))
-    assert versions > 1 and expected(run.artifacts["compare"]).rows == versions * run.campaign.evaluate.prompts
+    for label in ("compare", "matrix"):  # the matrix is also given samples, of which it takes the scores that are there
+        assert versions > 1 and expected(run.artifacts[label]).rows == versions * run.campaign.evaluate.prompts
 
 
 def test_adapters_learn_with_a_reward_models_head(tmp_path: Path) -> None:
@@ -183,3 +186,39 @@ def test_under_zero_3_an_online_stage_holds_whole_copies_too(tmp_path: Path) -> 
     size = forecast(online, run.runtime).parameters
     memory = {zero: forecast(online, Runtime(launcher="deepspeed", processes=2, zero=zero)).memory for zero in (2, 3)}
     assert memory[2] - memory[3] == 2 * (4 * size - 4 * size // 2) - 2 * 4 * size
+
+
+def test_the_warm_up_before_the_first_word_on_progress_is_no_part_of_the_pace(tmp_path: Path) -> None:
+    """Three iterations in 6 s; before them a batch of the warm-up: 8 rollouts, then 20 value steps on 4 of them."""
+    run = laid_out(micro(), tmp_path / "store")
+    draft = run.store.draft(run.artifacts["v2"].ref)
+    (draft.path / "card.json").write_text("{}")
+    draft.commit({"numerics": run.runtime.numerics(), "cpu_seconds": 20.0, "seconds": 20.0, "peak_bytes": 1,
+                  "pace": {"done": 3, "of": 3, "cpu_seconds": 6.0, "seconds": 6.0},
+                  "summary": {"warmup_batches": 1}})  # fmt: skip
+    run = laid_out(micro(), tmp_path / "store")
+    online, lengths = run.artifacts["v2"], Lengths.fixed(10, 5)
+    architecture = architecture_of(online)
+    assert architecture is not None
+    size = sizes_of(architecture)
+    critic = replace(size, head=size.hidden)
+    rolled = 3 * size.forward(lengths, 5) + critic.forward(lengths, 5) + 2 * critic.forward(lengths, 1)
+    warm = 8 * rolled + 20 * 4 * critic.learning(lengths, 5)
+    iterations = 3 * 8 * (rolled + size.learning(lengths, 5) + critic.learning(lengths, 5))
+    found = forecast(online, run.runtime, Reads(8, lengths, beside=(8, lengths)))
+    assert found.flops == pytest.approx(warm + iterations) and found.opening == pytest.approx(warm)
+    cost = cost_of(online, run, lengths)
+    assert cost is not None
+    assert cost.rate == pytest.approx(6.0 / iterations) and cost.fixed == pytest.approx(
+        20.0 - cost.rate * (warm + iterations)
+    )
+
+
+def test_a_reward_model_scores_its_held_out_pairs_too(tmp_path: Path) -> None:
+    run, lengths = laid_out(micro(), tmp_path / "store"), Lengths.fixed(10, 5)
+    reward = run.artifacts["r1-helpfulness"]
+    with_pairs, without = (forecast(reward, run.runtime, Reads(7, lengths, 2, (n, lengths))).flops for n in (6, 0))
+    architecture = architecture_of(reward)
+    assert architecture is not None
+    size = sizes_of(architecture)
+    assert with_pairs - without == pytest.approx(6 * replace(size, head=size.hidden).forward(lengths, 1))

@@ -8,6 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks.flop_truth import Truth
 from cli.costs import Lengths, human, parameters_of, sizes_of, training_bytes
 from cli.forecast import steps_of
+from cli.reads import steps_over
+from configs.continuing import Continue
 from configs.load import FOLDER
 from configs.recipes import Lora, Train
 
@@ -135,3 +137,9 @@ def test_adapters_take_little_memory() -> None:
 )
 def test_steps_are_whole_epochs_with_their_last_partial_batch(recipe: Train, rows: int, steps: int, seen: int) -> None:
     assert steps_of(recipe, rows) == (steps, seen)
+
+
+@pytest.mark.parametrize(("tokens", "steps"), [(128.0, 1), (129.0, 2), (1000.0, 8)])
+def test_steps_are_as_many_as_the_epochs_of_the_new_text_take(tokens: float, steps: int) -> None:
+    """4 sequences of 32 tokens are 128 a step."""
+    assert steps_over(Continue(sequence_length=32, batch_size=4), tokens) == steps

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cli.main import planned
+from cli.layout import planned
 from configs.load import FOLDER
 from storage import Ref, Store, digest, open_store
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import pytest
 import yaml
 from refreshes import House, roots, shore
 
+from benchmarks.flop_truth import Truth
+from benchmarks.forecast import mean
+from cli.calibration import costs_of, estimate
+from cli.costs import Lengths, sizes_of
+from cli.forecast import forecast
+from cli.reads import Reads, architecture_of, reads_of
 from configs import ConfigError
+from engine.tables import read_table
 from flows import continued
 from flows.rounds import align
 from storage.rows import read_rows
@@ -214,3 +222,78 @@ def test_every_version_of_a_whole_campaign_is_rebuilt_from_its_rows(tmp_path: Pa
     }
     decided = given(work.run.store, "x", entry.decision).summary() or {}
     assert "score" in decided["compared"]["r1-rebuilt"] and decided["action"] in ("nothing", "short-sft", "rounds")
+
+
+def again(house: House, number: int, tmp_path: Path) -> Run:
+    """The stages of a finished refresh, laid out once more in a copy of the house whose record ends before it."""
+    house = house.copy(tmp_path / f"r{number}")
+    for path in Path(house.root / "store/refreshes").rglob("r000?.json"):
+        if int(path.stem[1:]) >= number:
+            path.unlink()
+    work = open_work(str(house.root / "refresh.yaml"), store=house.store, mode="plan")
+    continued.lay_out(work.run, work.plan, work.standing, work.chain)
+    return work.run
+
+
+def test_the_forecast_of_a_refresh_is_what_it_took(quiet: tuple[House, dict[str, str]], tmp_path: Path) -> None:
+    """Steps, tokens and FLOPs (as torch counts each sequence by itself) exactly; bytes and memory by what the refresh before
+    has taken."""
+    second, third = (again(quiet[0], number, tmp_path) for number in (2, 3))
+    costs = costs_of(second)
+    found, real = {}, {}
+    for label, artifact in third.artifacts.items():
+        made = artifact.made()
+        assert made is not None, label
+        found[label] = estimate(artifact, third.runtime, costs, reads_of(artifact, made.summary))
+        real[label] = made.manifest
+    summary = lambda label: real[label].record["summary"]
+    base, packed, measured = found["r3-base"], found["r3-pack"], found["r3-measure"]
+    truth = Truth(dict(architecture_of(third.artifacts["r3-base"]) or {}), None)
+    assert (base.steps, base.tokens) == (summary("r3-base")["steps"], summary("r3-base")["tokens"]) == (6, 6 * 4 * 32)
+    assert base.flops == pytest.approx(truth.flops("train", 1, 32, 6 * 4), rel=1e-3)
+    assert packed.tokens == summary("r3-pack")["tokens"]
+    windows: Counter[tuple[int, int]] = Counter()
+    for label in ("r0-pack-0", "r1-pack", "r2-pack", "r3-pack"):
+        for row in read_table(third.store.fetch(given_pack(third, label).ref) / "held_out.parquet"):
+            count = len(row["token_ids"])
+            windows.update((1, min(32, count - first)) for first in range(0, count, 32))
+    exact = forecast(third.artifacts["r3-measure"], third.runtime, Reads(windows.total(), mean(windows)))
+    read = sum(truth.flops("read", *pair, count) for pair, count in windows.items())
+    assert exact.flops == pytest.approx(2 * read, rel=1e-9)
+    assert measured.flops == pytest.approx(exact.flops, rel=0.1)  # every document as long as the mean of its corpus
+    for label in ("r3-base", "r3-transplant", "r3-rebuilt-v0"):
+        assert found[label].stored == pytest.approx(real[label].bytes, rel=0.02), label
+    assert packed.stored == pytest.approx(real["r3-pack"].bytes, rel=0.1)
+    for label, one in found.items():
+        assert one.memory == pytest.approx(real[label].record["peak_bytes"], rel=0.15), label
+
+
+def given_pack(run: Run, label: str) -> Any:
+    """A corpus of the run, or one that an earlier refresh has packed."""
+    known = {a.label: a for a in run.artifacts["r3-measure"].upstream}
+    return run.artifacts.get(label) or known[label]
+
+
+def test_a_refresh_is_planned_before_its_documents_are_read(aligned: House, tmp_path: Path) -> None:
+    """Nothing is written. 6 steps of 4 sequences; the curve's held-out windows of 2 documents at steps 1, 2, 4 and 6: those of
+    the base's own text are read, how long the new ones will be is not known."""
+    house = fresh(aligned, tmp_path)
+    plan = yaml.safe_load((tmp_path / "refresh.yaml").read_text())
+    house.write("refresh", plan | {"training": plan["training"] | {"measure_every": 2, "measure_documents": 2}})
+    house.put("a.jsonl", DOCS[:50])
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    work = open_work(str(tmp_path / "refresh.yaml"), store=house.store, mode="plan")
+    continued.lay_out(work.run, work.plan, work.standing, work.chain)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+    artifacts = work.run.artifacts
+    found = forecast(artifacts["r1-base"], work.run.runtime)
+    said = work.standing.base.summary() or {}
+    each = said["corpus_tokens"] / said["documents"]
+    whole, rest = divmod(each, 32)
+    size = sizes_of(architecture_of(artifacts["r1-base"]) or {})
+    window = lambda tokens: size.forward(Lengths.fixed(1, tokens), tokens)
+    looked = 2 * (whole * window(32) + window(rest))
+    assert found.steps == 6 and found.tokens == 768
+    assert found.flops == pytest.approx(24 * size.learning(Lengths.fixed(1, 32), 32) + 4 * looked)
+    assert forecast(artifacts["r0-pack-0"], work.run.runtime).tokens == said["corpus_tokens"]
+    assert forecast(artifacts["r1-pack"], work.run.runtime).tokens == 0
