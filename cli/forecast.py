@@ -71,8 +71,8 @@ def forecast(artifact: Artifact, runtime: Runtime, reads: Reads | None = None) -
     learn = trained.parameters
     if lora is not None:
         learn = adapters_of(architecture, lora) + (trained.head if isinstance(recipe, Reward) else 0)
-    held = training_bytes(trained.parameters, learn, dtype, launcher=runtime.launcher, zero=runtime.zero,
-                          processes=runtime.processes).total  # fmt: skip
+    held = training_bytes(trained.parameters, learn, dtype, launcher=runtime.launcher,
+                          zero=runtime.zero or int(dtype == "bfloat16"), processes=runtime.processes).total  # fmt: skip
     kept = (2 if dtype == "bfloat16" else 4) * sizes_of(architecture, reward=isinstance(recipe, Reward)).parameters
     one = _One(plain, trained, reads, runtime, artifact)
     if isinstance(recipe, Pretrain | Train | Reward):

@@ -52,10 +52,14 @@ def whole(model: Any, dtype: torch.dtype) -> Any:
     """A model of the same kind that is not partitioned, with adapters where the model has them; its weights are still to
     be filled."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.initialization import no_init_weights
 
     kind = AutoModelForSequenceClassification if hasattr(model, "score") else AutoModelForCausalLM
     attention = model.config._attn_implementation
-    return adapters.alike(kind.from_config(model.config, dtype=dtype, attn_implementation=attention), model)
+    with no_init_weights():  # drawing them takes a minute for a billion
+        plain = kind.from_config(model.config, dtype=dtype, attn_implementation=attention)
+    plain.tie_weights()  # which comes with drawing
+    return adapters.alike(plain, model)
 
 
 def fill(copy: Any | None, model: Any, only: Collection[str] | None = None) -> None:

@@ -6,6 +6,7 @@ tensors by parameter name, as `sharding.Plain` writes them: a run goes on under 
 
 import hashlib
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class Zero:
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # used in no training; compiling it takes 100 s
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # its lines go to stdout, which is ours
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # by it, each step
         if not dist.is_initialized():
             dist.init_process_group("nccl" if runtime.device == "cuda" else "gloo")
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -250,17 +252,18 @@ def _config(recipe: Optimizer, runtime: Runtime, dtype: str, size: int) -> dict[
     size: parameters of the model. A bucket for gradients is allocated whole, and filled where algorithms are deterministic.
     """
     bucket = min(500_000_000, size)
-    zero: dict[str, Any] = {"stage": runtime.zero, "overlap_comm": False, "reduce_bucket_size": bucket}
-    if runtime.offload and runtime.zero:
+    # without ZeRO bfloat16 has an optimizer whose fp32 state DeepSpeed does not show, and which decays weights once too often
+    stage = runtime.zero or int(dtype == "bfloat16")
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "reduce_bucket_size": bucket}
+    if runtime.offload and stage:
         zero["offload_optimizer"] = {"device": "cpu"}
-        if runtime.zero == 3:
+        if stage == 3:
             zero["offload_param"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": recipe.clip
-        or (1e30 if runtime.zero == 0 else 0.0),  # ZeRO-0 asks for the norm only if it clips
+        "gradient_clipping": recipe.clip or (1e30 if stage == 0 else 0.0),  # ZeRO-0 asks for the norm only if it clips
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW where the moments lie, so that rounding does not depend on it

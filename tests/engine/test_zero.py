@@ -2,15 +2,18 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from online_runs import recipe
 from safetensors.torch import load_file
+from test_workers import ended, start, until
 
 from configs.recipes import Tripwires
 from configs.runtime import Runtime
@@ -168,7 +171,7 @@ def test_pairs_and_rewards_too(stage: str, method: str, lora: dict[str, Any], st
     equal(plain, two, curve=1e-5, weights=1e-5)
 
 
-@pytest.mark.parametrize("zero, lora", [(2, {}), (3, LORA)])
+@pytest.mark.parametrize("zero, lora", [(0, {}), (2, {}), (3, LORA)])
 def test_bfloat16_with_offload_learns_the_same(zero: int, lora: dict[str, Any], store: Store, tmp_path: Path) -> None:
     whole = run(spec(store, tmp_path / "whole", "train", lora, {}), tmp_path)
     changes = {"dtype": "bfloat16", **lora}
@@ -191,6 +194,27 @@ def test_save_points_resume_in_another_layout(
     assert point is not None and point.step == 2
     resumed = spec(store, tmp_path / "resumed", "train", changes, second) | {"ref": begun["ref"]}
     equal(plain, run(resumed, tmp_path), curve=1e-5, weights=1e-5)
+
+
+@pytest.mark.parametrize("rank, zero", [(0, 2), (1, 3)])
+def test_a_killed_process_ends_the_stage_and_the_next_run_goes_on(
+    rank: int, zero: int, store: Store, tmp_path: Path
+) -> None:
+    """Adapters, a row a micro-batch, 5 rows a step for 4 or 3 processes."""
+    changes = {"epochs": 60, **LORA}
+    plain = run(spec(store, tmp_path / "plain", "train", changes, {"train_rows": 1}), tmp_path)
+    layout = shared(zero, processes=6 - zero, train_rows=1, save_steps=5)
+    given = spec(store, tmp_path / "first", "train", changes, layout)
+    process = start(given, tmp_path / "first.json")
+    until(process, "saved")
+    family = psutil.Process(process.pid).children(recursive=True)
+    workers = [one for one in family if "engine.workers" in one.cmdline()]
+    next(one for one in workers if one.environ()["RANK"] == str(rank)).kill()
+    assert ended(process) == -signal.SIGKILL  # so that whoever started it tries again
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    again = spec(store, tmp_path / "second", "train", changes, layout) | {"ref": given["ref"]}
+    equal(plain, run(again, tmp_path), curve=1e-5, weights=1e-5)
 
 
 @pytest.mark.parametrize("zero", IN_CI)
