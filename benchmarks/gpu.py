@@ -31,12 +31,11 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import methods
-from benchmarks.gpu_device import FULL, TOY, Device, Sizes, made, memory
+from benchmarks.gpu_device import FULL, TOY, Device, Sizes, made, memory, sampled_by
 from benchmarks.gpu_ppo import ppo
 from cli.costs import Lengths, activation_bytes, sizes_of, training_bytes
 from configs.recipes import Optimizer
 from configs.runtime import Runtime
-from engine.decoders import decoder_for
 from engine.examples import Item
 from engine.generate import generate
 from engine.job import Job
@@ -107,7 +106,7 @@ def training(device: Device, sizes: Sizes, case: str, ceiling: float, attention:
 def sampler(device: Device, sizes: Sizes, repeats: int) -> list[str]:
     """Two lines: useful tokens a second, ours and transformers', interleaved."""
     model = made(AutoModelForCausalLM, sizes.shape, device, torch.bfloat16)
-    decoder = type(decoder_for(model)).__name__
+    decoder = sampled_by(model)
     draw = np.random.default_rng(1)
     prompts = [draw.integers(3, sizes.shape["vocab_size"], sizes.prompt).tolist() for _ in range(sizes.prompts)]
     tokens = sizes.prompts * K * sizes.limit

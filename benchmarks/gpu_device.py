@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
+from engine.decoders import decoder_for
+
 EOS = 2
 LARGE = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
          "num_key_value_heads": 8, "vocab_size": 32000, "max_position_embeddings": 2048,
@@ -73,3 +75,10 @@ def made(kind: Any, shape: dict[str, Any], device: Device, dtype: torch.dtype, a
     config = LlamaConfig(**shape, pad_token_id=0, bos_token_id=1, eos_token_id=EOS, num_labels=1)
     with torch.device(device.name):
         return kind.from_config(config, dtype=dtype, attn_implementation=attention).eval()
+
+
+def sampled_by(model: Any) -> str:
+    """The class that decodes, and how it multiplies by the weights."""
+    decoder = decoder_for(model)
+    layers = getattr(decoder, "layers", [])
+    return type(decoder).__name__ + (f" ({type(layers[0]).__name__.lower()} layers)" if layers else "")

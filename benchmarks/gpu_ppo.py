@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.gpu_device import Device, Sizes, made, memory
+from benchmarks.gpu_device import Device, Sizes, made, memory, sampled_by
 from cli.costs import Lengths, activation_bytes, cache_bytes, rolling, sizes_of, training_bytes
 from configs.recipes import Limits, Online, Template
 from configs.runtime import Runtime
 from engine import online, rollouts
-from engine.decoders import decoder_for
 from engine.job import Job
 from storage.rows import write_rows
 
@@ -55,7 +54,7 @@ def ppo(device: Device, sizes: Sizes, iterations: int, ceiling: float) -> list[s
     with tempfile.TemporaryDirectory() as scratch:
         policy, reward, prompts, out = (Path(scratch) / name for name in ("policy", "reward", "prompts", "out"))
         model = made(AutoModelForCausalLM, shape, Device("cpu"), torch.float32)
-        decoder = type(decoder_for(model)).__name__
+        decoder = sampled_by(model)
         save_model(model, chat, policy, "policy")
         save_model(reward_from_policy(policy, Runtime(), seed=0), chat, reward, "reward")
         for folder in (prompts, out):

@@ -26,7 +26,8 @@ from tasks import Artifact, Run
 ROOT = Path(__file__).resolve().parent.parent
 CAPS = {"count": 2000, "steps": 40, "max_steps": 16, "iterations": 3, "warmup_batches": 1}  # of the campaign in small
 SHORT = 2.0  # processor seconds under which a stage that told no pace is taken for its start and end alone
-ALIKE = {"continuing": "pretrain"}  # work that is done by the same loop, where the first was not measured itself
+# Work that is done by the same code, where the first was not measured itself.
+ALIKE = {"continuing": ("pretrain",), "measure": ("score", "compare", "evaluate")}
 WAVES = 2  # batches of responses that a stage in small samples
 
 
@@ -45,6 +46,7 @@ class Cost:
     extra: float = 0.0
     row: float = 0.0
     lengths: tuple[float, float, float] | None = None
+    by_flops: bool = False  # what the rates are by; else rows, or not known
 
 
 Costs = Mapping[str, Cost]
@@ -84,9 +86,10 @@ def _named(artifact: Artifact) -> str:
 
 
 def _mean(costs: list[Cost]) -> Cost:
-    numbers = [name for name in asdict(costs[0]) if name != "lengths"]
+    costs = [one for one in costs if one.by_flops == costs[-1].by_flops]
+    numbers = [name for name in asdict(costs[0]) if name not in ("lengths", "by_flops")]
     mean = {name: sum(getattr(c, name) for c in costs) / len(costs) for name in numbers}
-    return Cost(**mean, lengths=next((c.lengths for c in reversed(costs) if c.lengths), None))
+    return replace(costs[-1], **mean)
 
 
 def cost_of(artifact: Artifact, run: Run, known: Lengths | None = None) -> Cost | None:
@@ -112,7 +115,7 @@ def cost_of(artifact: Artifact, run: Run, known: Lengths | None = None) -> Cost 
     return Cost(
         max(0.0, cpu - rate * found.amount), rate, max(0.0, wall - rate_wall * found.amount), rate_wall,
         float(record["peak_bytes"]) - found.memory, curve, extra, row,
-        (reads.lengths.prompt, reads.lengths.response, reads.lengths.square),
+        (reads.lengths.prompt, reads.lengths.response, reads.lengths.square), found.flops > 0,
     )  # fmt: skip
 
 
@@ -131,11 +134,20 @@ def _counted(artifact: Artifact, found: Forecast) -> int:
     return found.stored if artifact.stage.kind in ("model", "reward", "corpus") else 0
 
 
+def _cost_for(artifact: Artifact, costs: Costs) -> Cost | None:
+    """The cost of the stage of this name, else of its kind of work, else of work that is like it."""
+    work = artifact.stage.work
+    if (own := costs.get(_named(artifact)) or costs.get(kind_of(artifact))) is not None:
+        return own
+    found = next((c for name in ALIKE.get(work, ()) if (c := costs.get(name)) is not None and c.by_flops), None)
+    if found is not None:
+        return found if artifact.stage.kind == "model" else replace(found, extra=0.0, row=0.0)
+    return next((c for k, c in costs.items() if k.split("-")[0] == work), None)
+
+
 def estimate(artifact: Artifact, runtime: Runtime, costs: Costs, reads: Reads | None = None) -> Forecast:
     """The stage's forecast with time, memory and bytes as measured, as far as its kind of work was."""
-    work = artifact.stage.work
-    cost = costs.get(_named(artifact)) or costs.get(kind_of(artifact)) or costs.get(ALIKE.get(work, ""))
-    cost = cost or next((c for k, c in costs.items() if k.split("-")[0] == work), None)
+    cost = _cost_for(artifact, costs)
     if reads is None and cost is not None and cost.lengths is not None:
         reads = expected(artifact, Lengths(*cost.lengths))
     found = forecast(artifact, runtime, reads)

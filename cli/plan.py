@@ -82,6 +82,10 @@ def _totals(run: Run, forecasts: dict[str, Forecast], todo: dict[str, Forecast],
         cpu = f", {duration(found[1])} of processor time" if found[1] else ""
         source = "measured here" if found[1] else "by runtime.device_flops"
         yield f"time: about {duration(found[0])} on the clock ({source}){cpu}{price}"
+    elif any(one.seconds is not None for one in todo.values() if one.flops):
+        missing = [label for label, one in todo.items() if one.seconds is None and one.flops]
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        yield f"time: of {shown} nothing like it was measured here, so there is no sum"
     else:
         yield (
             "time: not measured here; `roundhouse plan --calibrate` runs the campaign in small to find out (a minute or two), "

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import cli.forecast
-from cli.calibration import Cost, cost_of, costs_of, estimate, in_small, in_time, known_costs
+from cli.calibration import Cost, _cost_for, cost_of, costs_of, estimate, in_small, in_time, known_costs
 from cli.costs import Lengths, sizes_of
 from cli.forecast import Forecast, forecast
 from cli.reads import Reads, architecture_of, expected, inputs_of
@@ -18,7 +18,7 @@ from configs.runtime import Runtime
 from engine.evaluate import SMOKE
 from flows.rounds import align
 from storage import open_store
-from tasks import Run
+from tasks import Artifact, Run
 
 
 def micro(**changes: Any) -> Campaign:
@@ -222,3 +222,18 @@ def test_a_reward_model_scores_its_held_out_pairs_too(tmp_path: Path) -> None:
     assert architecture is not None
     size = sizes_of(architecture)
     assert with_pairs - without == pytest.approx(6 * replace(size, head=size.hidden).forward(lengths, 1))
+
+
+def test_work_like_it_tells_the_rate_only_where_both_are_by_flops(store: Path) -> None:
+    """What no model did takes so long a row, which says nothing about FLOPs."""
+    run = laid_out(micro(), store)
+    base, pretrained = run.artifacts["base"], costs_of(run)["pretrain"]
+    stage = replace(base.stage, work="measure", kind="rows")
+    one = Artifact(stage, None, None, base.upstream)
+    assert _cost_for(one, {"score": replace(pretrained, by_flops=False)}) is None
+    found = _cost_for(one, {"score": replace(pretrained, by_flops=False), "evaluate": pretrained})
+    assert found == replace(pretrained, extra=0.0, row=0.0)  # its files are others
+    assert (
+        _cost_for(Artifact(replace(stage, work="continuing", kind="model"), None, None), {"pretrain": pretrained})
+        == pretrained
+    )
