@@ -1,9 +1,9 @@
 """Rows are streamed: `python -m benchmarks.flat [--prompts 1000 10000 100000] [--repeats 3]`.
 
-Samples one response of at most 4 tokens to each prompt from a very small model, scores it under one reward model and selects,
-each in a process of its own, at rising numbers of prompts. Peak memory must stay where it is and processor time a prompt
-too: the table has the peak, how far it is above the process at its start, and milliseconds a prompt, medians of repeats that
-take turns, with their spread.
+Samples one response of at most 4 tokens to each prompt from a very small model, scores it under one reward model, selects, and
+trains the model on as many examples and a reward model on as many pairs, each in a process of its own, at rising numbers of
+prompts. Peak memory must stay where it is and processor time a prompt too: the table has the peak, how far it is above the
+process at its start, and milliseconds a prompt, medians of repeats that take turns, with their spread.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.reliability.events import in_child
-from configs.recipes import Limits, Sample, Score, Select, Template
+from configs.recipes import Limits, Reward, Sample, Score, Select, Template, Train
 from configs.runtime import Runtime
 from engine import forkserver
 from storage import Ref, open_store
@@ -41,6 +41,23 @@ def prompts(count: int) -> Iterator[dict[str, Any]]:
             "id": f"p{number:06d}", "messages": [{"role": "user", "content": text}], "category": "numbers",
             "is_safety": False, "source": "flat",
         }  # fmt: skip
+
+
+def pairs(count: int) -> Iterator[dict[str, Any]]:
+    """A pair of answers to each prompt."""
+    for number, row in enumerate(prompts(count)):
+        prompt = {name: row[name] for name in ("messages", "category", "is_safety", "source")}
+        yield {**prompt, "prompt_id": row["id"], "chosen": f"once {number}", "rejected": f"twice {number}", "grade": 1,
+               "kind": "helpfulness", "annotator": "flat"}  # fmt: skip
+
+
+def examples(count: int) -> Iterator[dict[str, Any]]:
+    """An answer to each prompt."""
+    for number, row in enumerate(prompts(count)):
+        yield {**row, "messages": [*row["messages"], {"role": "assistant", "content": f"once {number}"}]}
+
+
+INPUTS = (("prompts", "Prompt", prompts), ("examples", "Example", examples), ("pairs", "Preference", pairs))
 
 
 def models(home: Path) -> None:
@@ -65,6 +82,14 @@ def stages(home: Path, count: int) -> dict[str, tuple[Any, dict[str, Any]]]:
         ),
         "score": (Score(limits=LIMITS), {"rewards": [home / "reward"], "samples": [folder / "sample"]}),
         "select": (Select(), {"scored": [folder / "score"]}),
+        "train": (
+            Train(epochs=1.0, batch_size=256, limits=LIMITS),
+            {"model": home / "policy", "rows": [folder / "examples"]},
+        ),
+        "reward": (
+            Reward(batch_size=256, own_share=1.0, limits=LIMITS),
+            {"model": home / "policy", "preferences": [folder / "pairs"]},
+        ),
     }
 
 
@@ -118,7 +143,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, nargs="*", default=[1000, 10_000, 100_000])
     parser.add_argument(
-        "--stages", nargs="*", default=["sample", "score", "select"], help="to measure; all are run once"
+        "--stages",
+        nargs="*",
+        default=["sample", "score", "select", "train", "reward"],
+        help="to measure; all are run once",
     )
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
@@ -128,8 +156,8 @@ def main() -> int:
         home = Path(name)
         assert in_child(functools.partial(models, home)) == 0
         for count in options.prompts:
-            (home / str(count) / "prompts").mkdir(parents=True)
-            write_rows(home / str(count) / "prompts" / "rows.parquet", "Prompt", prompts(count))
+            for name, kind, rows in INPUTS:
+                write_rows(home / str(count) / name / "rows.parquet", kind, rows(count))
         for turn in range(options.repeats):
             for count in options.prompts:
                 for stage in stages(home, count):
