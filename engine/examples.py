@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,9 +57,9 @@ class Reader:
         columns = self.method.columns
         return "Preference" if "chosen" in columns else "Ranking" if "responses" in columns else "Example"
 
-    def read(self, rows: Iterable[Row]) -> list[Item]:
-        """Items of the rows that can be trained on, in order."""
-        return [item for row in rows if (item := self.item(row)) is not None]
+    def read(self, rows: Iterable[Row]) -> Iterator[Item]:
+        """Items of the rows that can be trained on, in order; a row is read when its item is asked for."""
+        return (item for row in rows if (item := self.item(row)) is not None)
 
     def item(self, row: Row) -> Item | None:
         """One row's item; None if nothing of it can be trained on, which is counted."""

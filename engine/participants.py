@@ -21,6 +21,7 @@ from engine.packing import shape_for
 from engine.rollouts import Judge, Models, Prompts, judge_of
 from engine.scoring import load_scorers, names
 from engine.sharding import trainer_for
+from engine.spool import Spool
 from engine.template import CARD, Chat, load_chat
 from engine.updates import Learner
 from methods import sft
@@ -127,15 +128,13 @@ def _critic(folder: Path, start: Path, chat: Chat, job: Job) -> Any:
     return model
 
 
-def _examples(job: Job, recipe: Online, chat: Chat) -> list[Item]:
+def _examples(job: Job, recipe: Online, chat: Chat) -> Spool | list[Item]:
     if recipe.ptx_weight == 0:
         return []
     reader = Reader(chat, recipe.limits, sft, sft.Config())
-    items = [
-        item
-        for folder in job.folders("examples")
-        for item in reader.read(read_rows(folder / "rows.parquet", "Example"))
-    ]
+    items = Spool()
+    for folder in job.folders("examples"):
+        items.extend(reader.read(read_rows(folder / "rows.parquet", "Example")))
     if not items:
         raise StageError(f"online.ptx_weight {recipe.ptx_weight} needs examples that fit the limits; there are none")
     return items

@@ -22,11 +22,12 @@ def reference_logps(model: Any, items: Sequence[Item], *, pad_id: int, rows: int
     shape = shape_of(model)
     with torch.inference_mode():
         for part in micro_batches([item.lengths for item in items], max(1, rows)):
-            pairs = [pair for i in part for pair in items[i].pairs()]
+            taken = [items[i] for i in part]
+            pairs = [pair for item in taken for pair in item.pairs()]
             logp = logps(model, arrange(pairs, pad_id=pad_id, shape=shape).to(device)).cpu().numpy()
             row = 0
-            for i in part:
-                for response in items[i].responses:
+            for i, item in zip(part, taken):
+                for response in item.responses:
                     found[i].append(logp[row, : len(response)].copy())
                     row += 1
     return found

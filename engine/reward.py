@@ -3,7 +3,7 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from engine.models import freeze, load_policy, load_reward, reward_from_policy, 
 from engine.offline import Fit, epochs, fit
 from engine.packing import arrange, shape_of
 from engine.reference import reference_logps
+from engine.spool import Spool
 from engine.template import CARD, load_chat
 from storage.rows import read_rows
 
@@ -50,7 +51,7 @@ def run(job: Job) -> dict[str, Any]:
     reader = Reader(chat, recipe.limits, method, config)
     rows = (row for folder in job.folders("preferences") for row in read_rows(folder / "rows.parquet", reader.schema))
     train, held = split(reader, rows, recipe.held_out)
-    held += given_held_out(job, reader)
+    held.extend(given_held_out(job, reader))
     mixed, counts = mix(train, recipe.kind, recipe.own_share, recipe.seed)
     steps = epochs(len(mixed), recipe.batch_size, recipe.epochs, seed=recipe.seed, keys=[item.key for item in mixed])
     model = load_policy(start, job.runtime) if implicit else _scorer(job, start, config)
@@ -133,9 +134,9 @@ def levels(
     return found
 
 
-def split(reader: Reader, rows: Iterable[Row], share: float) -> tuple[list[Item], list[Item]]:
+def split(reader: Reader, rows: Iterable[Row], share: float) -> tuple[Spool, Spool]:
     """Training and held-out items; a prompt is on one side whatever the round or source of its pair."""
-    sides: tuple[list[Item], list[Item]] = ([], [])
+    sides = (Spool(), Spool())
     for row in rows:
         item = reader.item(row)
         if item is not None:
@@ -143,27 +144,32 @@ def split(reader: Reader, rows: Iterable[Row], share: float) -> tuple[list[Item]
     return sides
 
 
-def given_held_out(job: Job, reader: Reader) -> list[Item]:
+def given_held_out(job: Job, reader: Reader) -> Iterator[Item]:
     """The pairs that ingest kept from everybody, where the preferences were given and not made by the policies."""
     files = [folder / "held_out.parquet" for folder in job.folders("preferences")]
-    return [item for file in files if file.exists() for item in reader.read(read_rows(file, reader.schema))]
+    return (item for file in files if file.exists() for item in reader.read(read_rows(file, reader.schema)))
 
 
-def mix(items: Sequence[Item], kind: str, own_share: float, seed: int) -> tuple[list[Item], dict[str, int]]:
+def mix(items: Spool, kind: str, own_share: float, seed: int) -> tuple[Spool, dict[str, int]]:
     """All pairs of this kind, and as many of the others, drawn uniformly, as make `own_share` (METHODS 2.2).
 
     Rows without a kind (rankings) are own. Raises:
         StageError: no pair of this kind.
     """
-    own = [i for i, item in enumerate(items) if item.tags.get("kind", kind) == kind]
-    others = [i for i, item in enumerate(items) if item.tags.get("kind", kind) != kind]
+    own, others = [], []
+    for i, item in enumerate(items):
+        (own if item.tags.get("kind", kind) == kind else others).append(i)
     if not own or own_share == 0:
         found = dict(Counter(str(item.tags.get("kind")) for item in items))
         raise StageError(f"no {kind} pair to train on (own_share {own_share:g}, pairs by kind: {found})")
     wanted = round(len(own) * (1 - own_share) / own_share)
     drawn = random.Random(f"{seed}:mix").sample(others, min(wanted, len(others)))
-    taken = [items[i] for i in sorted([*own, *drawn])]
-    return taken, {"own": len(own), "other": len(drawn), "other_wanted": wanted, "other_there": len(others)}
+    return items.at(sorted([*own, *drawn])), {
+        "own": len(own),
+        "other": len(drawn),
+        "other_wanted": wanted,
+        "other_there": len(others),
+    }
 
 
 def judge(job: Job, model: Any, items: Sequence[Item], pad_id: int) -> list[list[float]]:
@@ -177,8 +183,9 @@ def outputs_of(job: Job, model: Any, items: Sequence[Item], pad_id: int) -> list
     rows, shape = job.runtime.score_rows, shape_of(model)
     with torch.inference_mode():
         for part in micro_batches([item.lengths for item in items], rows):
-            padded = arrange([pair for i in part for pair in items[i].pairs()], pad_id=pad_id, shape=shape)
+            taken = [items[i] for i in part]
+            padded = arrange([pair for item in taken for pair in item.pairs()], pad_id=pad_id, shape=shape)
             scores = iter(attributes(model, padded.to(job.runtime.device)).tolist())
-            for i in part:
-                found[i] = [next(scores) for _ in items[i].responses]
+            for i, item in zip(part, taken):
+                found[i] = [next(scores) for _ in item.responses]
     return found

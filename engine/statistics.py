@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVEL = 0.95
-CHUNK = 1 << 22  # resampled values held at once
+CHUNK = 1 << 20  # resampled values held at once
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from engine.models import freeze, load_policy, save_model
 from engine.offline import Fit, epochs, fit
 from engine.packing import shape_of
 from engine.reference import Logps, reference_logps
+from engine.spool import Spool
 from engine.template import Chat, load_chat
 from methods import sft
 from storage.rows import read_rows
@@ -36,7 +38,9 @@ def run(job: Job) -> dict[str, Any]:
     config, start = method.Config(**recipe.config), job.folder("model")
     chat = load_chat(start)
     reader = Reader(chat, recipe.limits, method, config)
-    items = read_items(reader, job.folders("rows")) if recipe.gatt is None else _ghosts(job, recipe, reader, start)
+    items = Spool(
+        read_items(reader, job.folders("rows")) if recipe.gatt is None else _ghosts(job, recipe, reader, start)
+    )
     own = len(items)
     if own == 0:
         raise StageError(f"no row is left to train on: {dict(reader.counts)}; raise limits or look at the rows")
@@ -76,12 +80,12 @@ def run(job: Job) -> dict[str, Any]:
     return {**summary, "replayed": replayed, "read": dict(sorted(reader.counts.items()))}
 
 
-def read_items(reader: Reader, folders: list[Path]) -> list[Item]:
+def read_items(reader: Reader, folders: list[Path]) -> Iterator[Item]:
     """The items of all row artifacts, oldest first."""
-    return [item for folder in folders for item in reader.read(read_rows(folder / "rows.parquet", reader.schema))]
+    return (item for folder in folders for item in reader.read(read_rows(folder / "rows.parquet", reader.schema)))
 
 
-def _ghosts(job: Job, recipe: Train, reader: Reader, start: Path) -> list[Item]:
+def _ghosts(job: Job, recipe: Train, reader: Reader, start: Path) -> Iterator[Item]:
     """The items of all rows, dialogues among them with an instruction that is said once."""
     if reader.schema != "Example":
         raise StageError(
@@ -101,7 +105,7 @@ def _condition(job: Job, method: Any, config: Any) -> str:
     return str(method.target(config)) if hasattr(method, "condition") else ""
 
 
-def _replay(job: Job, recipe: Train, chat: Chat, items: list[Item]) -> int:
+def _replay(job: Job, recipe: Train, chat: Chat, items: Spool) -> int:
     """Append the pool of rows to replay; returns how many of them an epoch sees, so that they are the recipe's share."""
     folders = job.folders("replay")
     if not folders or recipe.replay == 0:
@@ -116,7 +120,7 @@ def _replay(job: Job, recipe: Train, chat: Chat, items: list[Item]) -> int:
     return round(own * recipe.replay / (1 - recipe.replay))
 
 
-def _ordered(method: Any, config: Any, items: list[Item], steps: list[list[int]], seed: int) -> list[list[int]]:
+def _ordered(method: Any, config: Any, items: Sequence[Item], steps: list[list[int]], seed: int) -> list[list[int]]:
     """The same steps with rows as the method draws them."""
 
     rows = [{"grade": item.grade, "scores": item.scores} for item in items]
@@ -124,7 +128,7 @@ def _ordered(method: Any, config: Any, items: list[Item], steps: list[list[int]]
     return [[next(drawn) for _ in step] for step in steps]
 
 
-def _reference(job: Job, folder: Path, chat: Chat, items: list[Item]) -> Logps:
+def _reference(job: Job, folder: Path, chat: Chat, items: Sequence[Item]) -> Logps:
     model = freeze(load_policy(folder, job.runtime))
     if load_chat(folder).fingerprint != chat.fingerprint:
         raise StageError("the reference reads text in another way than the policy: its tokenizer or template differs")
