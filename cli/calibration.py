@@ -18,7 +18,7 @@ from typing import Any
 from cli.costs import Lengths
 from cli.forecast import Forecast, forecast
 from cli.kept import grown
-from cli.reads import Reads, architecture_in, expected, reads_of
+from cli.reads import Reads, architecture_in, expected, parts_of, reads_of
 from configs import Campaign, Runtime
 from storage import digest, open_store
 from tasks import Artifact, Run
@@ -47,6 +47,7 @@ class Cost:
     row: float = 0.0
     lengths: tuple[float, float, float] | None = None
     by_flops: bool = False  # what the rates are by; else rows, or not known
+    parts: float = 1.0  # files of rows over which `extra` is spread
 
 
 Costs = Mapping[str, Cost]
@@ -116,6 +117,7 @@ def cost_of(artifact: Artifact, run: Run, known: Lengths | None = None) -> Cost 
         max(0.0, cpu - rate * found.amount), rate, max(0.0, wall - rate_wall * found.amount), rate_wall,
         float(record["peak_bytes"]) - found.memory, curve, extra, row,
         (reads.lengths.prompt, reads.lengths.response, reads.lengths.square), found.flops > 0,
+        parts_of(artifact),
     )  # fmt: skip
 
 
@@ -153,7 +155,8 @@ def estimate(artifact: Artifact, runtime: Runtime, costs: Costs, reads: Reads | 
     found = forecast(artifact, runtime, reads)
     if cost is None:
         return _by_device(found, runtime)
-    stored = _counted(artifact, found) + cost.curve * found.steps + cost.extra + cost.row * found.rows
+    stored = _counted(artifact, found) + cost.curve * found.steps + cost.extra * parts_of(artifact) / cost.parts
+    stored += cost.row * found.rows
     seconds = cost.fixed_wall + cost.rate_wall * found.amount
     return replace(
         found,

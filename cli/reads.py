@@ -20,6 +20,8 @@ from configs.recipes import Adopt, Annotate, Evaluate, Ingest, Limits, Online, P
 from tasks import Artifact
 from tasks.standing import Given
 
+SHARD_ROWS = 4096  # most rows of a shard, however few shards are asked for
+
 
 @dataclass(frozen=True)
 class Reads:
@@ -105,6 +107,16 @@ def expected(artifact: Artifact, known: Lengths | None = None) -> Reads:
     if work in ("compare", "matrix"):
         return Reads(sum(made_rows(a) for a in inputs_of(artifact, "versions")), lengths)
     return Reads(sum(made_rows(a) for a in artifact.upstream if a.ref.kind == "rows"), lengths)
+
+
+def parts_of(artifact: Artifact) -> int:
+    """Files of rows that a stage writes: samples are written in shards, and scored shard by shard."""
+    recipe = artifact.stage.recipe
+    if isinstance(recipe, Sample):
+        return max(recipe.shards, -(-made_rows(artifact) // SHARD_ROWS))
+    if artifact.stage.work == "score":
+        return sum(parts_of(one) for one in inputs_of(artifact, "samples"))
+    return 1
 
 
 def inputs_of(artifact: Artifact, role: str) -> list[Artifact]:

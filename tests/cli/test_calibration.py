@@ -8,14 +8,16 @@ import pytest
 import yaml
 
 import cli.forecast
+import cli.reads
 from cli.calibration import Cost, _cost_for, cost_of, costs_of, estimate, in_small, in_time, known_costs
 from cli.costs import Lengths, sizes_of
 from cli.forecast import Forecast, forecast
-from cli.reads import Reads, architecture_of, expected, inputs_of
+from cli.reads import Reads, architecture_of, expected, inputs_of, parts_of
 from configs import Campaign, load
 from configs.load import FOLDER, check, resolve
 from configs.runtime import Runtime
 from engine.evaluate import SMOKE
+from engine.sample import SHARD_ROWS
 from flows.rounds import align
 from storage import open_store
 from tasks import Artifact, Run
@@ -237,3 +239,19 @@ def test_work_like_it_tells_the_rate_only_where_both_are_by_flops(store: Path) -
         _cost_for(Artifact(replace(stage, work="continuing", kind="model"), None, None), {"pretrain": pretrained})
         == pretrained
     )
+
+
+def test_files_of_samples_are_counted(tmp_path: Path) -> None:
+    """Two shards as asked for; 3000 prompts x 4 are at most 4096 a shard, so three; each has its schema, scored shards too."""
+    assert cli.reads.SHARD_ROWS == SHARD_ROWS
+    few, many = (laid_out(micro(sample__prompts=n, data__prompts=prompts), tmp_path / "store") for n, prompts in
+                 ((16, [{"world": "prompts", "count": 80}]), (3000, [{"world": "prompts", "count": 9000}])))  # fmt: skip
+    assert [parts_of(run.artifacts[f"r1-{work}"]) for run in (few, many) for work in ("sample", "score")] == [
+        2,
+        2,
+        3,
+        3,
+    ]
+    cost = Cost(0.0, 0.0, 0.0, 0.0, 0.0, extra=2000.0, row=10.0, parts=2.0)
+    found = estimate(many.artifacts["r1-sample"], many.runtime, {"sample": cost})
+    assert found.rows == 12_000 and found.stored == 3 * 1000 + 12_000 * 10
