@@ -62,11 +62,12 @@ class Zero:
         ]
         arguments = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.eps}
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], **arguments)
+        size, trained = sum(p.numel() for p in model.parameters()), sum(p.numel() for _, p in self._named)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=Forward(model),
             optimizer=optimizer,
             dist_init_required=False,
-            config=_config(recipe, runtime, dtype, sum(p.numel() for _, p in self._named)),
+            config=_config(recipe, runtime, dtype, size, trained),
         )
         if runtime.zero >= 2:
             pruned.keep_to_one_path(model)
@@ -246,15 +247,17 @@ class Zero:
         return found
 
 
-def _config(recipe: Optimizer, runtime: Runtime, dtype: str, size: int) -> dict[str, Any]:
+def _config(recipe: Optimizer, runtime: Runtime, dtype: str, size: int, trained: int) -> dict[str, Any]:
     """DeepSpeed's settings. Gradients are reduced once a step, when it is known that no micro-batch follows.
 
-    size: parameters of the model. A bucket for gradients is allocated whole, and filled where algorithms are deterministic.
+    size, trained: parameters of the model, and those that learn. A bucket for gradients is allocated whole, and filled where
+    algorithms are deterministic. ZeRO-3 keeps small parameters whole: of a small model they must not be all.
     """
-    bucket = min(500_000_000, size)
+    bucket, kept = min(500_000_000, trained), min(100_000, size // 1000)
     # without ZeRO bfloat16 has an optimizer whose fp32 state DeepSpeed does not show, and which decays weights once too often
     stage = runtime.zero or int(dtype == "bfloat16")
-    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "reduce_bucket_size": bucket}
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "reduce_bucket_size": bucket,
+                            "stage3_param_persistence_threshold": kept}  # fmt: skip
     if runtime.offload and stage:
         zero["offload_optimizer"] = {"device": "cpu"}
         if stage == 3:
