@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -63,24 +64,26 @@ def scan(folder: Path) -> tuple[list[str], list[str]]:
 
 def send(backend: Backend, folder: Path, name: str, prefix: str) -> FileInfo:
     """Store one file of an attempt and return its facts, after the stored bytes were read back and hashed."""
-    path = folder / name
+    path, key = folder / name, f"{prefix}/{name}"
     try:
         check_content(path, name)
-        info = FileInfo(sha256_file(path), path.stat().st_size)
+        if backend.folder is not None and backend.folder / key == path:
+            info = FileInfo(sha256_file(path), path.stat().st_size)  # where it lies
+            backend.upload(path, key)
+            return info
+        with ThreadPoolExecutor(1) as pool:
+            wanted, found = pool.submit(sha256_file, path), ""  # beside the transfer
+            for _ in range(_TRIES):
+                backend.upload(path, key)
+                try:
+                    found = backend.hash(key)
+                except NotFound:
+                    found = "nothing"
+                if found == wanted.result():
+                    return FileInfo(found, path.stat().st_size)
+            raise Corrupt(f"{backend.url}/{key}: read back {found}, wrote {wanted.result()}, {_TRIES} times")
     except OSError as err:
         raise unwritable(err, path) from err
-    key, found = f"{prefix}/{name}", ""
-    for _ in range(_TRIES):
-        backend.upload(path, key)
-        if backend.folder is not None and backend.folder / key == path:
-            return info  # hashed above, where it lies
-        try:
-            found = backend.hash(key)
-        except NotFound:
-            found = "nothing"
-        if found == info.sha256:
-            return info
-    raise Corrupt(f"{backend.url}/{key}: read back {found}, wrote {info.sha256}, {_TRIES} times")
 
 
 def read_manifest(backend: Backend, location: str, key: str) -> Manifest:
@@ -222,8 +225,7 @@ def _fetch(backend: Backend, key: str, info: FileInfo, path: Path) -> None:
         found = ""
         for _ in range(_TRIES):
             try:
-                backend.download(key, temp)
-                found = sha256_file(temp)
+                found = backend.download(key, temp)
                 if found == info.sha256:
                     os.replace(temp, path)
                     return

@@ -65,8 +65,8 @@ class Backend(Protocol):
         """Copy a local file to `key`; the caller reads it back."""
         ...
 
-    def download(self, key: str, path: Path) -> None:
-        """Copy an object to a local file, in place; the caller hashes it. Raises `NotFound`."""
+    def download(self, key: str, path: Path) -> str:
+        """Copy an object to a local file, in place; return the SHA-256 of what that then holds. Raises `NotFound`."""
         ...
 
     def hash(self, key: str) -> str:

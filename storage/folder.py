@@ -231,12 +231,13 @@ class FolderBackend:
         finally:
             _drop(temp)
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path) -> str:
         """See `Backend`."""
         try:
             with open(self._path(key), "rb") as source, open(path, "wb") as file:
                 while chunk := source.read(2**20):
                     file.write(chunk)
+            return sha256_file(path)
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"{self._path(key)}: no such object") from None
         except OSError as err:

@@ -81,7 +81,9 @@ class S3Backend:
             return fs.call_s3(method, Bucket=self._bucket, **arguments)
 
         where = f"{self.url}/{key}" if key else self.url
-        return self._retry.run(action, where, self.patience[patience])
+        answer = self._retry.run(action, where, self.patience[patience])
+        self._bucket_seen |= method != "delete_object"  # which succeeds where nothing is
+        return answer
 
     def _patience(self, key: str) -> str:
         first = key.partition("/")[0]
@@ -259,12 +261,17 @@ class S3Backend:
             return
         yield from in_order(lambda start: self._range(key, start, min(start + PART, size)), range(0, size, PART))
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path) -> str:
         """See `Backend`."""
+        sha = hashlib.sha256()
         try:
-            with open(path, "wb") as file:
+            with open(path, "w+b") as file:
                 for chunk in self._chunks(key):
+                    first = file.tell()
                     file.write(chunk)
+                    file.seek(first)
+                    sha.update(file.read())  # what the file holds, while the next parts arrive
+            return sha.hexdigest()
         except OSError as err:
             raise unwritable(err, path) from err
 
