@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.recipes import Annotate
-from engine.drawing import DROPPED, WAVES, Row, chunks, draw, fingerprint, fit, keep, restore, rows_at, share_of
+from engine.drawing import DROPPED, WAVES, Row, chunks, draw, fingerprint, fit, keep, restore, share_of
 from engine.errors import StageError
 from engine.generate import generate
 from engine.job import Job
@@ -20,7 +20,7 @@ from engine.judges import Judge, judge, mood
 from engine.models import load_policy
 from engine.scoring import KINDS, load_scorers, names, score_all
 from engine.template import load_chat
-from storage.rows import parts, read_rows, write_rows
+from storage.rows import parts, read_rows, rows_at, write_rows
 
 GRADES = (
     0.6,
@@ -85,7 +85,7 @@ def _compare(job: Job) -> Counter[str]:
         done, found = restore(job, folder)
         counts = Counter({**dict.fromkeys(COUNTS, 0), **found})
         for number in range(done, len(runs)):
-            rows = list(rows_at(prompts, runs[number]))
+            rows = list(rows_at(prompts, "Prompt", runs[number]))
             made, dropped = _sample(job, policies, rows, folder)
             pairs = [
                 {

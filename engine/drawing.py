@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.errors import StageError
 from engine.job import Job
-from storage.rows import count_rows, read_rows
+from storage.rows import count_rows
 
 Row = dict[str, Any]
 DROPPED = "dropped.jsonl"  # prompts that a stage could not use
@@ -34,18 +34,6 @@ def draw(path: Path, count: int, *, seed: int, stream: str, turn: int = 1) -> li
     random.Random(f"{seed}:{stream}").shuffle(order)
     first = (turn - 1) * count
     return sorted({order[(first + i) % total] for i in range(min(count, total))})
-
-
-def rows_at(path: Path, places: Sequence[int], schema: str = "Prompt") -> Iterator[Row]:
-    """The rows at the given ascending positions, streamed."""
-    wanted = iter(places)
-    following = next(wanted, None)
-    for place, row in enumerate(read_rows(path, schema)):
-        if following is None:
-            return
-        if place == following:
-            yield row
-            following = next(wanted, None)
 
 
 def split(places: Sequence[int], parts: int) -> list[Sequence[int]]:

@@ -11,7 +11,7 @@ import torch
 
 from configs.recipes import Evaluate, Limits
 from engine.batches import collate
-from engine.drawing import DROPPED, WAVES, chunks, draw, fingerprint, fit, keep, restore, rows_at
+from engine.drawing import DROPPED, WAVES, chunks, draw, fingerprint, fit, keep, restore
 from engine.errors import StageError
 from engine.forwards import logps
 from engine.generate import generate
@@ -23,7 +23,7 @@ from engine.statistics import repetition
 from engine.tables import NUMBER, TEXT, TRUTH, WHOLE, read_table, write_table
 from engine.template import load_chat
 from engine.versions import against, describe, gold_value
-from storage.rows import parts
+from storage.rows import parts, rows_at
 
 Row = dict[str, Any]
 EXTRA = {
@@ -161,7 +161,7 @@ def _responses(job: Job, chat: Any, policy: Any) -> tuple[list[Row], int]:
         done, counts = restore(job, folder)
         dropped = int(counts.get("dropped", 0))
         for number in range(done, len(runs)):
-            kept, missed = fit(chat, rows_at(held_out, runs[number]), recipe.limits.prompt_tokens, folder)
+            kept, missed = fit(chat, rows_at(held_out, "Prompt", runs[number]), recipe.limits.prompt_tokens, folder)
             made = _answer(job, chat, policy, reference, name, kept)
             write_table(folder / f"part-{number:05d}.parquet", made, EXTRA, base="Scored")
             dropped += missed

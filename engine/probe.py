@@ -5,13 +5,14 @@ import statistics
 from typing import Any
 
 from configs.recipes import Probe
-from engine.drawing import draw, fit, keep, restore, rows_at
+from engine.drawing import draw, fit, keep, restore
 from engine.errors import StageError
 from engine.job import Job
 from engine.sampler import Sampler, sampler_for
 from engine.scoring import Scorer, combine, load_scorers, score_all
 from engine.statistics import best_of_n, self_bleu
 from engine.template import load_chat
+from storage.rows import rows_at
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def run(job: Job) -> dict[str, Any]:
     scorers = load_scorers(job.folders("rewards"), job.runtime, chat.fingerprint)
     prompts = job.folder("prompts") / "rows.parquet"
     places = draw(prompts, recipe.prompts, seed=recipe.seed, stream="probe")
-    kept, dropped = fit(chat, rows_at(prompts, places), recipe.limits.prompt_tokens, job.out)
+    kept, dropped = fit(chat, rows_at(prompts, "Prompt", places), recipe.limits.prompt_tokens, job.out)
     if not kept:
         raise StageError(
             f"all {dropped} prompts of the probe are longer than limits.prompt_tokens {recipe.limits.prompt_tokens}"

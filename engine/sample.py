@@ -13,12 +13,12 @@ from typing import Any
 
 from configs.recipes import Sample
 from engine import workers
-from engine.drawing import DROPPED, draw, fingerprint, fit, keep, restore, rows_at, split
+from engine.drawing import DROPPED, draw, fingerprint, fit, keep, restore, split
 from engine.errors import StageError
 from engine.job import Job
 from engine.sampler import Sampler, sampler_for
 from engine.template import load_chat
-from storage.rows import write_rows
+from storage.rows import rows_at, write_rows
 
 SHARD_ROWS = 4096  # a shard is held in memory: no more responses than this, however many are asked for
 COUNTS = ("prompt_tokens", "squares", "prompts", "dropped", "responses", "tokens", "finished")
@@ -114,7 +114,7 @@ def _make(
     with sampler_for(job, job.folder("policy"), chat, recipe.limits) as ask:
         for number, places in shards.items():
             with tempfile.TemporaryDirectory() as scratch:
-                rows = rows_at(job.folder("prompts") / "rows.parquet", places)
+                rows = rows_at(job.folder("prompts") / "rows.parquet", "Prompt", places)
                 kept, dropped = fit(chat, rows, recipe.limits.prompt_tokens, Path(scratch))
                 (job.out / _dropped(number)).write_bytes((Path(scratch) / DROPPED).read_bytes())
             answers = _answers(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -205,6 +206,22 @@ def read_rows(
         with _named_errors(file):
             for batch in _batches(file, schema_name, only):
                 yield from batch.to_pylist()
+
+
+def rows_at(path: Path | str, schema_name: str, places: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of `read_rows` at the given ascending positions; what lies between them is not read."""
+    first = 0
+    for file in parts(path):
+        with _named_errors(file), pq.ParquetFile(file) as source:
+            columns = _columns(file, source.schema_arrow, _named(schema_name))
+            for group in range(source.num_row_groups):
+                place, first = first, first + source.metadata.row_group(group).num_rows
+                if bisect_left(places, place) == bisect_left(places, first):
+                    continue
+                for batch in source.iter_batches(batch_size=_BATCH, row_groups=[group], columns=columns):
+                    inside = places[bisect_left(places, place) : bisect_left(places, place + len(batch))]
+                    yield from batch.take(pa.array([i - place for i in inside], pa.int64())).to_pylist()
+                    place += len(batch)
 
 
 def read_batches(path: Path | str, schema_name: str) -> Iterator[pa.RecordBatch]:

@@ -270,7 +270,8 @@ class S3Backend:
                     first = file.tell()
                     file.write(chunk)
                     file.seek(first)
-                    sha.update(file.read())  # what the file holds, while the next parts arrive
+                    while piece := file.read(2**20):  # what the file holds, while the next parts arrive
+                        sha.update(piece)
             return sha.hexdigest()
         except OSError as err:
             raise unwritable(err, path) from err

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine.drawing import chunks, draw, fingerprint, fit, rows_at, share_of, split
+from engine.drawing import chunks, draw, fingerprint, fit, share_of, split
 from engine.errors import StageError
 from storage.rows import write_rows
 
@@ -42,11 +42,6 @@ def test_a_draw_depends_on_seed_and_stage_only(prompts: Path) -> None:
     assert first == draw(prompts, 20, seed=1, stream="sample")
     assert first != draw(prompts, 20, seed=2, stream="sample") and first != draw(prompts, 20, seed=1, stream="probe")
     assert draw(prompts, 99, seed=1, stream="sample") == list(range(50))
-
-
-def test_rows_are_streamed_by_position(prompts: Path) -> None:
-    assert [row["id"] for row in rows_at(prompts, [0, 7, 49])] == ["p0", "p7", "p49"]
-    assert list(rows_at(prompts, [])) == []
 
 
 def test_an_empty_pool_is_an_error(tmp_path: Path) -> None:

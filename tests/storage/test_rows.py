@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage import Corrupt, Refused
-from storage.rows import SCHEMAS, count_rows, read_batches, read_rows, write_rows
+from storage.rows import SCHEMAS, count_rows, read_batches, read_rows, rows_at, write_rows
 
 MESSAGES = [{"role": "user", "content": "Hi é"}]
 PROMPT = {"messages": MESSAGES, "category": "rhyme", "is_safety": False, "source": "world"}
@@ -131,6 +131,15 @@ def test_batches_hold_the_rows_in_the_columns_of_the_type(tmp_path):
     batches = list(read_batches(tmp_path, "Scored"))
     assert pa.Table.from_batches(batches).to_pylist() == [ROWS["Scored"]] * 3 + [{**ROWS["Scored"], "attributes": None}]
     assert all(batch.schema == SCHEMAS["Scored"] for batch in batches)
+
+
+@pytest.mark.parametrize("places", [[], [0], [2499], [1023, 1024, 1025], [5, 1400, 2000, 2498], list(range(900, 1900))])
+def test_rows_are_read_by_their_position(tmp_path, places):
+    """Across files, row groups of 1024 rows and one larger than what is read at a time."""
+    rows = [{"id": str(i), "text": "t", "source": "s"} for i in range(2500)]
+    write_rows(tmp_path / "part-00000.parquet", "Document", rows[:1100])
+    pq.write_table(pa.Table.from_pylist(rows[1100:]), tmp_path / "part-00001.parquet")
+    assert list(rows_at(tmp_path, "Document", places)) == [rows[i] for i in places]
 
 
 def test_text_that_is_not_utf8_is_our_error(tmp_path):
