@@ -141,7 +141,8 @@ class SavePoints:
         """Drop what is older than the last two whole save points, manifests first; also attempts that died."""
         backend = self._store.backend
         kept: list[str] = []
-        for number in sorted({*self._numbers(), newest, newest - 1}, reverse=True):
+        # the third newest by its number, too: a listing that misses it while the next one shows its files would tear it
+        for number in sorted({*self._numbers(), newest, newest - 1, newest - 2}, reverse=True):
             if number < 1:
                 continue
             try:
@@ -192,7 +193,9 @@ class SavePoints:
     def drop(self) -> None:
         """Remove all save points, manifests first. Call it when the stage's artifact is committed."""
         backend = self._store.backend
-        for number in reversed(self._numbers()):
+        numbers = self._numbers()
+        newest = max(numbers, default=0) if self._last is None else self._last
+        for number in sorted({*numbers, *range(max(1, newest - _KEEP), newest + 1)}, reverse=True):  # see `_trim`
             backend.delete(self._location(number))
         remove_under(backend, self._home)
         if backend.folder is None:
