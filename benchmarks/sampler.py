@@ -1,12 +1,14 @@
 """Useful tokens a second: engine.generate against transformers.generate with num_return_sequences=8, side by side.
 
-    python -m benchmarks.sampler [--repeats 5] [--threads 1] [--only 0.3M] [--lengths full]
+    python -m benchmarks.sampler [--repeats 5] [--threads 1] [--only 0.3M] [--lengths full] [--engine layers]
 
 Two models (0.3M: the shape of stories260K; 5M: 6 layers, 192 wide, vocabulary 8,000) at two kinds of length: `full`, where
 no row ever ends, and `natural`, the lengths of a policy trained on the spot on the world's demonstrations. Both sides see
 the same prompts, temperature 1, no truncation of the distribution; tokens after a row's EOS do not count. Rates are
 medians over interleaved repeats, per second of processor time (other work on the machine disturbs it least; with one
 thread on a quiet machine it is the wall time); the spread is from the smallest to the largest ratio of the repeats.
+`--engine` forces a way of decoding on our side: folded copies of the weights (`copy`, which models of these sizes get), the
+model's own layers with shared prompts (`layers`: large Llamas) or its own forward pass (`forward`: other architectures).
 """
 
 import argparse
@@ -23,7 +25,10 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
+import engine.generate
 import world
+from engine import folding
+from engine.decoders import CacheDecoder
 from engine.generate import generate
 
 K = 8
@@ -182,7 +187,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", choices=sorted(SHAPES))
     parser.add_argument("--lengths", choices=("full", "natural"))
+    parser.add_argument("--engine", choices=("copy", "layers", "forward"), default="copy")
     chosen = parser.parse_args()
+    if chosen.engine == "layers":
+        folding.LARGEST_COPY = 0
+    if chosen.engine == "forward":
+        engine.generate.decoder_for = CacheDecoder
     torch.set_num_threads(chosen.threads)
     logging.set_verbosity_error()
     cases = [c for c in CASES if chosen.only in (None, c.model) and chosen.lengths in (None, c.lengths)]
