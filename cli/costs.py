@@ -102,7 +102,9 @@ def parameters_of(a: Architecture) -> int:
     kind, d, layers, vocab = _shape(a)
     block = sum(i * o for i, o, _ in linears(a))
     if kind in LLAMAS:
-        biases = sum(o for _, o, attention in linears(a)[:3]) if kind == "qwen2" else 0
+        learned = 3 if kind == "qwen2" else 4 * bool(a.get("attention_bias"))
+        biases = sum(o for _, o, _ in linears(a)[:learned])
+        biases += sum(o for _, o, _ in linears(a)[4:]) if a.get("mlp_bias") else 0
         tables = 1 if a.get("tie_word_embeddings", False) else 2
         return tables * vocab * d + layers * (block + 2 * d + biases) + d
     if kind == "opt":

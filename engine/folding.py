@@ -20,11 +20,12 @@ LARGEST_COPY = 400_000_000
 def folds(model: Any) -> bool:
     """Whether the copy is worth its memory, and what can be copied is all that there is."""
     plain = (torch.nn.Linear, torch.nn.Embedding)
-    late = ("o_proj", "gate_proj", "up_proj", "down_proj")
+    layers = [(layer.self_attn, layer.mlp) for layer in model.model.layers]
+    late = [part for a, mlp in layers for part in (a.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
     return (
         sum(p.numel() for p in model.parameters()) <= LARGEST_COPY
         and all(type(m) in plain for m in model.modules() if isinstance(m, plain))
-        and not any(name.endswith(tuple(f"{one}.bias" for one in late)) for name, _ in model.named_parameters())
+        and all(part.bias is None for part in late)
     )
 
 

@@ -25,7 +25,7 @@ CLASSES = ("LlamaForCausalLM", "Qwen2ForCausalLM")
 
 def suits(model: Any) -> bool:
     """Whether the model is what LlamaDecoder knows: unwrapped, unhooked, with one of the static rotary embeddings."""
-    if type(model).__name__ not in CLASSES or not pruned.known(model.model):
+    if type(model).__name__ not in CLASSES or not pruned.plain(model.model):
         return False
     rope = getattr(model.config, "rope_parameters", None) or {}
     return (
@@ -93,9 +93,10 @@ class LlamaDecoder:
             keys, values = (self._laid(part, padded, len(prompts), longest) for part in (key, value))
             found.append((keys, values))
             if number + 1 < len(self.layers):
+                every = [self._for_queries(part) for part in (keys, values)]
                 mixed = functional.scaled_dot_product_attention(
-                    self._laid(query, padded, len(prompts), longest), keys, values, is_causal=True, scale=1.0,
-                    enable_gqa=self.heads != self.kv,
+                    self._laid(query, padded, len(prompts), longest), *every, is_causal=True, scale=1.0,
+                    enable_gqa=self.heads != every[0].shape[1],
                 )  # fmt: skip
                 x = layer.finish(x, mixed.transpose(1, 2).reshape(-1, self.heads * self.width)[padded])
         last = lengths.cumsum(0) - 1
@@ -109,6 +110,11 @@ class LlamaDecoder:
         self.cache.add(len(groups))
         self._seat(torch.cat([self.groups, groups]))
         return logits
+
+    def _for_queries(self, part: Tensor) -> Tensor:
+        """Keys or values [U, N, P, D], on a GPU one for each query head: its kernel for fp32 that needs no P x P scores takes
+        no shared ones."""
+        return part if self.device.type == "cpu" else part.repeat_interleave(self.heads // self.kv, 1)
 
     def _laid(self, part: Tensor, padded: Tensor, prompts: int, longest: int) -> Tensor:
         """Heads [n, heads, D] of tokens that lie end to end, a row a prompt: [U, heads, P, D], zeros beyond its end."""

@@ -17,13 +17,17 @@ WORTH = 0.75  # of the tokens: where more are read, the plain forward pass is as
 
 
 def known(body: Any) -> bool:
-    """Whether the body has the structure that is written out here and in engine/apart.py: every layer sees all before it."""
+    """Whether the body may be computed as it is written out here and in engine/apart.py."""
+    return plain(body) and not one_path(body)
+
+
+def plain(body: Any) -> bool:
+    """Whether the body has exactly the structure of a Llama or Qwen2, and every layer sees all before it."""
     return (
         type(body).__name__ in KNOWN
         and type(body).__module__.startswith("transformers.")
         and len(body.layers) == body.config.num_hidden_layers
         and "sliding_attention" not in (getattr(body.config, "layer_types", None) or ())
-        and not one_path(body)
     )
 
 

@@ -104,7 +104,7 @@ def main(spec: dict[str, Any]) -> int:
             pace=job.pace(),
             seconds=time.monotonic() - began,
             cpu_seconds=time.process_time() - cpu,
-            peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_bytes=_peak_bytes(job.runtime.device),
         )
         return 0
     except BaseException as error:
@@ -116,6 +116,15 @@ def main(spec: dict[str, Any]) -> int:
             message=one_line(error)[:2000],
         )
         return 1
+
+
+def _peak_bytes(device: str) -> int:
+    """The most memory that this process has held: on a GPU the device's, as `roundhouse plan` forecasts it."""
+    if device == "cuda":
+        import torch  # here: a stage's process starts sooner without it
+
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _close(job: Job | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any, overload
 import numpy as np
 
 from engine.examples import Item
+from storage.errors import unwritable
 
 
 class _File:
@@ -25,9 +26,12 @@ class _File:
     def append(self, data: bytes) -> int:
         """Write at the end; returns where that was."""
         begin, view = self.size, memoryview(data)
-        while view:
-            written = os.pwrite(self.descriptor, view, self.size)
-            self.size, view = self.size + written, view[written:]
+        try:
+            while view:
+                written = os.pwrite(self.descriptor, view, self.size)
+                self.size, view = self.size + written, view[written:]
+        except OSError as err:
+            raise unwritable(err, f"{tempfile.gettempdir()} (TMPDIR, where training keeps its rows)") from err
         return begin
 
     def read(self, first: int, size: int) -> bytes:

@@ -30,6 +30,8 @@ ARCHITECTURES = pytest.mark.parametrize(
     [
         {**LLAMA, "tie_word_embeddings": True},
         {**LLAMA, "tie_word_embeddings": False},
+        {**LLAMA, "attention_bias": True},
+        {**LLAMA, "mlp_bias": True},
         {**LLAMA, "model_type": "qwen2", "tie_word_embeddings": True},
         {
             "model_type": "gpt2",
@@ -61,7 +63,7 @@ ARCHITECTURES = pytest.mark.parametrize(
             "max_position_embeddings": 64,
         },
     ],
-    ids=["llama-tied", "llama", "qwen2", "gpt2", "opt-narrow", "opt"],
+    ids=["llama-tied", "llama", "llama-attention-bias", "llama-mlp-bias", "qwen2", "gpt2", "opt-narrow", "opt"],
 )
 
 

@@ -19,6 +19,8 @@ from transformers import (
     Qwen2Config,
 )
 
+from configs.recipes import Lora
+from engine import adapters, pruned
 from engine.decoders import CacheDecoder, LlamaDecoder, decoder_for, suits
 from engine.errors import StageError
 from engine.folding import Folded, Own
@@ -284,6 +286,9 @@ def test_nothing_asked_is_nothing_answered(llama: Any) -> None:
 def test_only_plain_llamas_take_the_fast_path(llama: Any) -> None:
     assert isinstance(decoder_for(llama), LlamaDecoder)
     assert isinstance(decoder_for(build("qwen2")), LlamaDecoder)
+    kept = build("llama")
+    pruned.keep_to_one_path(kept)  # of training; a reader under ZeRO-2 is that very model
+    assert isinstance(decoder_for(kept), LlamaDecoder)
     assert isinstance(decoder_for(build("gpt2")), CacheDecoder)
     windowed = Qwen2Config(**{**CONFIGS["qwen2"].to_dict(), "layer_types": ["sliding_attention", "full_attention"],
                               "use_sliding_window": True, "sliding_window": 4})  # fmt: skip
@@ -306,23 +311,29 @@ def test_only_plain_llamas_take_the_fast_path(llama: Any) -> None:
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
                              "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
         {"attention_bias": True},
-        {"attention_bias": True, "mlp_bias": True},
+        {"mlp_bias": True},
         {"model_type": "qwen2"},
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.parametrize(("copied", "lora"), [(True, False), (False, False), (True, True), (False, True)])
 def test_the_fast_path_equals_the_models_own_forward(
-    change: dict[str, Any], copied: bool, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any], copied: bool, lora: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.folding.LARGEST_COPY", 10**9 if copied else 0)
     torch.manual_seed(5)
     name = change.get("model_type", "llama")
-    model = AutoModelForCausalLM.from_config(type(CONFIGS[name])(**{**CONFIGS[name].to_dict(), **change})).eval()
+    model = AutoModelForCausalLM.from_config(type(CONFIGS[name])(**{**CONFIGS[name].to_dict(), **change}))
+    model = adapters.add(model, Lora(rank=2) if lora else None, 0).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.25)  # norms away from one too
+        for name, parameter in model.named_parameters():
+            parameter.normal_(
+                1.0 if parameter.dim() == 1 else 0.0, 0.1 if "lora" in name else 0.25
+            )  # norms away from one too
     layers = {type(layer) for layer in LlamaDecoder(model).layers}
-    late = change.get("attention_bias", False)  # of a Llama: on the output projection too, which no copy holds
+    late = change.keys() & {
+        "attention_bias",
+        "mlp_bias",
+    }  # of a Llama: on the output projection too, which no copy holds
     assert suits(model) and layers == {Folded if copied and not late else Own}
     prompts, _ = ask()
     for prompt, response in list(zip(prompts, sampled(model, max_new_tokens=40)))[::3]:

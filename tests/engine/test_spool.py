@@ -1,9 +1,14 @@
 """engine.spool: items come back from the file as they were put in."""
 
+import errno
+from typing import Any
+
 import numpy as np
+import pytest
 
 from engine.examples import Item
 from engine.spool import Spool
+from storage.errors import StorageError
 
 ids = lambda *values: np.array(values, dtype=np.int32)
 ITEMS = [
@@ -36,3 +41,12 @@ def test_a_selection_is_a_spool_that_outlives_its_source() -> None:
     del spool
     assert len(chosen) == 3 and all(map(same, [ITEMS[2], ITEMS[0], ITEMS[0]], chosen))
     assert len(tail) == 2 and all(map(same, ITEMS[1:], tail))
+
+
+def test_a_full_disk_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    with pytest.raises(StorageError, match=r"TMPDIR.*No space left"):
+        Spool(ITEMS)
