@@ -14,7 +14,7 @@ def verify(
     store: Annotated[str | None, typer.Option("--store", help="Instead of the config's.")] = None,
 ) -> None:
     """Hash every file of a campaign again, and print one root hash for the whole of it."""
-    from cli.forecast import human
+    from cli.costs import human
     from cli.layout import planned
     from storage.verify import verify as hash_again
 
@@ -41,7 +41,7 @@ def gc(
     store: Annotated[str | None, typer.Option("--store", help="Instead of the default one.")] = None,
 ) -> None:
     """Remove what no campaign, alias or resumable work can reach."""
-    from cli.forecast import human
+    from cli.costs import human
     from storage.gc import sweep
 
     opened = _open(store)

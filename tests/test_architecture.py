@@ -140,3 +140,37 @@ def test_nobody_reads_or_writes_pickles() -> None:
             assert not names & {module.split(".")[0] for module in _imports(path)}, path
             assert "torch.load(" not in path.read_text(), path
             assert "torch.save(" not in path.read_text(), path
+
+
+def test_whatever_is_imported_from_a_room_is_there() -> None:
+    """Imports inside functions too, which no other test of the default tier may reach."""
+    bad = []
+    for path in sorted(p for room in {*OURS, "tests"} for p in (ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] not in OURS or node.level:
+                continue
+            assert node.module is not None
+            place = ROOT.joinpath(*node.module.split("."))
+            source = place.with_suffix(".py") if place.with_suffix(".py").is_file() else place / "__init__.py"
+            names = _defined(source) if source.is_file() else set()
+            bad += [
+                f"{path.relative_to(ROOT)}: {node.module} has no {alias.name}"
+                for alias in node.names
+                if alias.name not in names
+                and not (place / f"{alias.name}.py").is_file()
+                and not (place / alias.name).is_dir()
+            ]
+    assert bad == []
+
+
+def _defined(path: Path) -> set[str]:
+    """The names that a module binds, wherever in it (in an `if` or `try` too)."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+    return found
