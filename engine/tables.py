@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.rows import SCHEMAS
+from storage.rows import SCHEMAS, parquet_writer
 
 Rows = Iterable[Mapping[str, Any]]
 BATCH = 1024  # rows in memory while writing
@@ -37,7 +37,7 @@ def table_writer(path: Path, columns: Mapping[str, pa.DataType], base: str = "")
     fields = list(SCHEMAS[base]) if base else []
     schema = pa.schema([*fields, *(pa.field(name, kind) for name, kind in columns.items())])
     held: list[dict[str, Any]] = []
-    with pq.ParquetWriter(path, schema, compression="zstd", version="2.6") as writer:
+    with parquet_writer(path, schema) as writer:
 
         def put(rows: Rows) -> None:
             held.extend(dict(row) for row in rows)

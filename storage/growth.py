@@ -7,7 +7,7 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_GROUP = 1024  # rows that are written at a time
+from storage.rows import BATCH, parquet_writer
 
 
 def by_rows(data: bytes) -> tuple[float, float]:
@@ -27,7 +27,7 @@ def by_rows(data: bytes) -> tuple[float, float]:
 def written(table: pa.Table) -> int:
     """Bytes of a table as a file of rows."""
     out = io.BytesIO()
-    with pq.ParquetWriter(out, table.schema, compression="zstd", write_statistics=True, version="2.6") as writer:
-        for first in range(0, table.num_rows, _GROUP):
-            writer.write_table(table.slice(first, _GROUP))
+    with parquet_writer(out, table.schema) as writer:
+        for first in range(0, table.num_rows, BATCH):
+            writer.write_table(table.slice(first, BATCH))
     return out.tell()

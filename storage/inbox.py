@@ -82,6 +82,7 @@ class _Folder:
         self.root = root
 
     def files(self) -> Iterator[Arrived]:
+        """All files there, in any order."""
         if not self.root.is_dir():
             raise StorageError(f"{self.root}: no such folder; create it, or correct the inbox in the config")
         for parent, _, names in os.walk(self.root):
@@ -101,6 +102,7 @@ class _Folder:
                     raise unwritable(err, path) from err
 
     def copy(self, file: Arrived, path: Path) -> bool:
+        """Copy a file to `path`; returns whether it is still the one that was listed."""
         try:
             shutil.copyfile(self.root / file.name, path, follow_symlinks=False)
         except FileNotFoundError:
@@ -119,6 +121,7 @@ class _Bucket:
         self.url, self.backend = url, S3Backend(bucket, prefix)
 
     def files(self) -> Iterator[Arrived]:
+        """All files there, in any order."""
         self.backend.now()  # a bucket that is not there, or credentials that are wrong, are told apart from no documents
         for name, size, tag in self.backend.tagged():
             if not name.endswith("/"):  # what a browser makes to show an empty folder
@@ -126,6 +129,7 @@ class _Bucket:
         self.backend.close()
 
     def copy(self, file: Arrived, path: Path) -> bool:
+        """Copy a file to `path`; returns whether it is still the one that was listed."""
         try:
             self.backend.download(file.name, path)
             return self.backend.tag(file.name) == file.tag and path.stat().st_size == file.size
@@ -144,12 +148,14 @@ class _Hub:
         self.url, self.path, self.hub = url, path, HfFileSystem(skip_instance_cache=True, use_listings_cache=False)
 
     def files(self) -> Iterator[Arrived]:
+        """All files there, in any order."""
         for facts in self._facts().values():
             if facts["type"] == "file":
                 name = facts["name"].removeprefix(self._root(facts["name"])).lstrip("/")
                 yield Arrived(name, int(facts["size"]), _tag(facts))
 
     def copy(self, file: Arrived, path: Path) -> bool:
+        """Copy a file to `path`; returns whether it is still the one that was listed."""
         where = f"{self.path}/{file.name}"
         try:
             self.hub.get_file(where, str(path))

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from storage.errors import Corrupt, Refused, unwritable
 
 _VERSION = "1"
-_BATCH = 1024  # rows held in memory while reading or writing
+BATCH = 1024  # rows held in memory while reading or writing
 _FINITE = frozenset(("helpfulness", "safety", "agreement", "weight", "scores", "attributes", "temperature"))
 
 # Any in this file: a row is a dict whose values have the types of its schema, which pyarrow checks.
@@ -142,9 +142,9 @@ def _write_file(path: Path, schema: pa.Schema, rows: Iterator[Mapping[str, Any]]
     count = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(temp, schema, compression="zstd", write_statistics=True, version="2.6") as writer:
+        with parquet_writer(temp, schema) as writer:
             while limit is None or count < limit:
-                take = _BATCH if limit is None else min(_BATCH, limit - count)
+                take = BATCH if limit is None else min(BATCH, limit - count)
                 batch = list(itertools.islice(rows, take))
                 if not batch:
                     break
@@ -191,6 +191,11 @@ def parts(path: Path | str) -> list[Path]:
     return found
 
 
+def parquet_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
+    """The form in which every file of rows is written."""
+    return pq.ParquetWriter(sink, schema, compression="zstd", write_statistics=True, version="2.6")
+
+
 def read_rows(
     path: Path | str, schema_name: str | None = None, only: Sequence[str] | None = None
 ) -> Iterator[dict[str, Any]]:
@@ -218,7 +223,7 @@ def rows_at(path: Path | str, schema_name: str, places: Sequence[int]) -> Iterat
                 place, first = first, first + source.metadata.row_group(group).num_rows
                 if bisect_left(places, place) == bisect_left(places, first):
                     continue
-                for batch in source.iter_batches(batch_size=_BATCH, row_groups=[group], columns=columns):
+                for batch in source.iter_batches(batch_size=BATCH, row_groups=[group], columns=columns):
                     inside = places[bisect_left(places, place) : bisect_left(places, place + len(batch))]
                     yield from batch.take(pa.array([i - place for i in inside], pa.int64())).to_pylist()
                     place += len(batch)
@@ -247,7 +252,7 @@ def _batches(file: Path, schema_name: str | None, only: Sequence[str] | None) ->
         columns = None if schema_name is None else _columns(file, source.schema_arrow, _named(schema_name))
         if only is not None:
             columns = [name for name in columns or source.schema_arrow.names if name in only]
-        yield from source.iter_batches(batch_size=_BATCH, columns=columns)
+        yield from source.iter_batches(batch_size=BATCH, columns=columns)
 
 
 @contextmanager
