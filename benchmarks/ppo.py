@@ -93,13 +93,12 @@ def prepare(folder: Path, iterations: int) -> None:
 
 
 def ours(folder: Path, k: int, threads: int, iterations: int, turns: Turns) -> dict[str, Any]:
-    """The online stage."""
-    import torch
-
+    """The online stage, in a process set up as a stage's is."""
     from configs.recipes import Limits, Online, Optimizer, Tripwires
     from configs.runtime import Runtime
     from engine import online
     from engine.job import Job
+    from engine.run import settle
 
     class Timed(Job):
         def metrics(self, step: int, values: Any) -> None:
@@ -109,7 +108,8 @@ def ours(folder: Path, k: int, threads: int, iterations: int, turns: Turns) -> d
             else:
                 turns.end()
 
-    torch.set_num_threads(threads)
+    runtime = Runtime(threads=threads)
+    settle(runtime, seed=0)
     rate = Optimizer(learning_rate=RATE, schedule="constant", warmup=0, min_warmup_steps=0, weight_decay=0)
     recipe = Online(
         method="ppo", iterations=iterations, batch_size=BATCH, minibatch_size=MINIBATCH, k=k, epochs=1, optimizer=rate,
@@ -118,7 +118,7 @@ def ours(folder: Path, k: int, threads: int, iterations: int, turns: Turns) -> d
     )  # fmt: skip
     inputs = {"policy": folder / "policy", "rewards": [folder / "reward"], "prompts": folder / "prompts"}
     with tempfile.TemporaryDirectory() as out:
-        job = Timed(stage="online", recipe=recipe, inputs=inputs, out=Path(out), runtime=Runtime(threads=threads))
+        job = Timed(stage="online", recipe=recipe, inputs=inputs, out=Path(out), runtime=runtime)
         turns.begin()
         online.run(job)
     return {"seconds": turns.seconds, "lengths": [row["response_length"] for row in job.rows], "kl": job.rows[-1]["kl"]}

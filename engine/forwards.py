@@ -22,6 +22,7 @@ _SCALED = (
     "lm_head_multiplier",
 )  # heads that are no plain product
 _CHUNK = 1 << 25  # logits at a time; beyond that they are computed in parts, and again in the backward pass
+_READ = 512  # tokens whose logits are read at a time on a CPU, so that they stay in its cache; without gradients
 
 
 def logps(model: Any, padded: Padded, temperature: float = 1.0) -> Tensor:
@@ -108,6 +109,8 @@ def _token_stats(model: Any, padded: Padded, temperature: float, *, entropy: boo
         states, head = _states(model, padded, places), model.get_output_embeddings()
         is_cut = hasattr(head.weight, "ds_id")  # by ZeRO-3, for which processes must call it equally often
         rows = max(1, _CHUNK // max(1, head.weight.shape[0]))
+        if states.device.type == "cpu" and not torch.is_grad_enabled():
+            rows = min(rows, _READ)
         if len(places) <= rows or is_cut:
             logp, spread = _read(head(states), target, temperature, entropy)
         else:

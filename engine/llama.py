@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from engine import pruned
 from engine.caches import attend, cache_for, merge
-from engine.folding import Folded, Layer, Norm, Own, folds
+from engine.folding import Folded, Head, Layer, Norm, Own, folds
 
 # Keys that the fused attention on CPU takes at a time; the rest of a length that is no multiple costs up to ten times as much
 # (13 masked keys of 128 heads of width 8: 1.9 ms, 16 keys: 0.14 ms).
@@ -54,9 +54,8 @@ class LlamaDecoder:
     def _folded(self, model: Any) -> tuple[list[Layer], Callable[[Tensor], Tensor]]:
         """Layers, and what makes logits [n, V] fp32 of the stream [n, d]."""
         norm = Norm(model)
-        head = (model.lm_head.weight * (model.model.norm.weight * norm.root)).detach()
         layers = [Folded(layer, norm, self.heads + self.kv, self.width) for layer in model.model.layers]
-        return layers, lambda x: functional.linear(norm(x), head).float()  # type: ignore[return-value]
+        return layers, Head(model, norm)  # type: ignore[return-value]
 
     def _own(self, model: Any) -> tuple[list[Layer], Callable[[Tensor], Tensor]]:
         """The same without copies."""
