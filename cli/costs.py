@@ -15,6 +15,7 @@ from configs.recipes import Lora
 
 Architecture = Mapping[str, Any]  # a Hugging Face config's numbers
 LLAMAS = ("llama", "mistral", "qwen2")
+LARGEST_COPY = 400_000_000  # of engine/folding.py, which may import torch
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Sizes:
     keys: int  # channels of all layers' keys and values together
     frozen: int = 0  # of the matrices, where adapters alone learn ..
     reading: int = 0  # .. and of these, what reads the embeddings and passes no gradient on
+    folds: bool = False  # the built-in sampler multiplies by a copy of it
 
     def learning(self, lengths: Lengths, outputs: float) -> float:
         """FLOPs of one sequence's forward and backward pass: three times the forward pass where every weight learns. Frozen
@@ -140,7 +142,13 @@ def sizes_of(a: Architecture, *, reward: bool = False, lora: Lora | None = None)
         keys=layers * 2 * kv * width,
         frozen=matrices if lora else 0,
         reading=first if lora else 0,
+        folds=_folds(a),
     )
+
+
+def _folds(a: Architecture) -> bool:
+    late = bool(a.get("attention_bias") or a.get("mlp_bias"))  # biases that the copy does not hold
+    return a.get("model_type", "llama") in ("llama", "qwen2") and not late and parameters_of(a) <= LARGEST_COPY
 
 
 def adapters_of(a: Architecture, lora: Lora | None) -> int:
@@ -221,6 +229,17 @@ def activation_bytes(sizes: Sizes, rows: float, lengths: Lengths, outputs: float
 def cache_bytes(sizes: Sizes, rows: float, lengths: Lengths, dtype: str) -> int:
     """Bytes of keys and values of `rows` responses in flight."""
     return round(rows * lengths.tokens * sizes.keys * (2 if dtype == "bfloat16" else 4))
+
+
+def copy_bytes(sizes: Sizes) -> int:
+    """Bytes of the copy by which the built-in sampler multiplies (engine/folding.py); 0 where the model is sampled without.
+
+    All matrices, those of queries and keys twice, and the output layer.
+    """
+    if not sizes.folds:
+        return 0
+    turned = sizes.hidden * (sizes.channels + sizes.keys // 2)
+    return 4 * (sizes.matrices + turned + sizes.head)
 
 
 def human(count: float, unit: str = "") -> str:

@@ -16,6 +16,7 @@ from cli.costs import (
     activation_bytes,
     adapters_of,
     cache_bytes,
+    copy_bytes,
     rolling,
     sizes_of,
     training_bytes,
@@ -212,7 +213,9 @@ def _held_online(one: _One, recipe: Online, memory: int, learners: int, dtype: s
     learning = activation_bytes(
         one.trained, runtime.train_rows or recipe.minibatch_size, lengths, lengths.response, dtype
     )
-    sampling = cache_bytes(one.plain, min(recipe.batch_size, runtime.sample_rows), lengths, "float32")
+    sampling = copy_bytes(one.plain) + cache_bytes(
+        one.plain, min(recipe.batch_size, runtime.sample_rows), lengths, "float32"
+    )
     if runtime.offload:  # frozen models are on the device while they read
         return memory + max(learning, sampling, frozen)
     return memory + frozen + max(learning, sampling)
@@ -254,5 +257,7 @@ def _reading(one: _One, recipe: Any, work: str) -> Forecast:
     batch = min(rows, runtime.sample_rows if sampled else runtime.score_rows)
     memory = held.get(work, scorers + judges) * 4 * one.plain.parameters
     memory += cache_bytes(one.plain, batch, lengths, "float32")
+    if sampled and runtime.sampler == "builtin":
+        memory += copy_bytes(one.plain)
     tokens = round(sampled * lengths.response + beside * asked.response)
     return Forecast(one.plain.parameters, 0, rows, 0, tokens, flops, memory, 4 * tokens)

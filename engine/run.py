@@ -117,14 +117,9 @@ def main(spec: dict[str, Any]) -> int:
         settle(job.runtime, int(getattr(job.recipe, "seed", 0)))
         summary = importlib.import_module(f"engine.{job.stage}").run(job)
         job.finish()
-        say(
-            event="done",
-            summary=summary,
-            pace=job.pace(),
-            seconds=time.monotonic() - began,
-            cpu_seconds=time.process_time() - cpu,
-            peak_bytes=_peak_bytes(job.runtime.device),
-        )
+        taken = used(job.runtime.device, cpu)
+        done = {"event": "done", "summary": summary, "pace": job.pace(), "seconds": time.monotonic() - began, **taken}
+        say(**workers.together(done, job.elsewhere))
         return 0
     except BaseException as error:
         traceback.print_exc()
@@ -137,13 +132,15 @@ def main(spec: dict[str, Any]) -> int:
         return 1
 
 
-def _peak_bytes(device: str) -> int:
-    """The most memory that this process has held: on a GPU the device's, as `roundhouse plan` forecasts it."""
+def used(device: str, since: float) -> dict[str, float]:
+    """Processor seconds of this process since its clock was at `since`, and the most memory that it has held: on a GPU the
+    device's, as `roundhouse plan` forecasts it."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device == "cuda":
         import torch  # here: a stage's process starts sooner without it
 
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = int(torch.cuda.max_memory_allocated())
+    return {"cpu_seconds": time.process_time() - since, "peak_bytes": peak}
 
 
 def _close(job: Job | None) -> None:

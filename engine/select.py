@@ -27,7 +27,8 @@ from storage.rows import count_rows, parts, read_batches, read_rows, write_rows
 Row = dict[str, Any]
 Audit = Callable[[Iterable[Row]], None]
 Choice = Callable[[Sequence[Row], random.Random], list[Row]]  # one prompt's candidates -> training rows
-BUCKET_ROWS = 4096  # candidates held in memory at once: prompts are dealt into buckets of about this size
+BUCKET_ROWS = 4096  # candidates held in memory at once: prompts are dealt into buckets of about this size ..
+BUCKETS = 512  # .. but into so many files at most, which are open together: beyond two million candidates buckets grow
 AUDIT = {
     "prompt_id": TEXT, "k": WHOLE, "source": TEXT, "policy": TEXT, "temperature": NUMBER, "category": TEXT, "is_safety": TRUTH,
     "text": TEXT, "finish": TEXT, "helpfulness": NUMBER, "safety": NUMBER, "branch": WHOLE, "score": NUMBER, "rank": WHOLE,
@@ -60,7 +61,7 @@ def run(job: Job) -> dict[str, Any]:
     config, choose = _chooser(method, recipe, files, wanted)
     tally = Tally()
     with tempfile.TemporaryDirectory() as scratch, table_writer(job.out / "audit.parquet", AUDIT) as audit:
-        buckets = [Path(scratch) / f"{i:05d}.arrow" for i in range(math.ceil(pool / BUCKET_ROWS))]
+        buckets = [Path(scratch) / f"{i:05d}.arrow" for i in range(min(BUCKETS, math.ceil(pool / BUCKET_ROWS)))]
         deal(_batches(files, wanted), lambda prompt: int(share_of(prompt) * len(buckets)), "prompt_id", buckets)
         chosen = _choose(job, recipe, choose, buckets, audit, tally)
         first = next(chosen, None)

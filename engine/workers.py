@@ -25,6 +25,7 @@ from engine.places import Died, Failed, Local, Place
 
 STAGES = ("pretrain", "continuing", "train", "reward", "online")
 _MARK = "ROUNDHOUSE_WORKER"
+_USED = '{"used": '  # how the line begins in which all processes but the first say what they took
 
 
 def wanted(spec: dict[str, Any]) -> bool:
@@ -37,7 +38,7 @@ def launch(spec: dict[str, Any]) -> int:
 
     Where a process was killed this one ends by SIGKILL too, so that whoever started it tries again.
     """
-    runtime, held = spec["runtime"], ""
+    runtime, said, others = spec["runtime"], {"done": "", "failed": ""}, list[dict[str, float]]()
     count = int(runtime.get("processes", 1))
     try:
         with places(runtime, count) as found:
@@ -47,8 +48,10 @@ def launch(spec: dict[str, Any]) -> int:
                 place.start(spec, {**shared, "RANK": str(rank), "LOCAL_RANK": str(place.device(rank))})
             try:
                 for rank, line in lines(found):
-                    if rank == 0 and line.startswith('{"event": "failed"'):
-                        held = line  # what a survivor says of a loss is not what happened
+                    if rank == 0 and line.startswith(('{"event": "done"', '{"event": "failed"')):
+                        said[json.loads(line)["event"]] = line  # a survivor's word on a loss is not what happened
+                    elif rank and line.startswith(_USED):
+                        others.append(json.loads(line)["used"])
                     else:
                         print(line, end="", flush=True, file=sys.stdout if rank == 0 else sys.stderr)
             except Failed:
@@ -58,12 +61,26 @@ def launch(spec: dict[str, Any]) -> int:
     except Died as error:
         die(error)
     except Failed as error:
-        print((held or failed(error)).rstrip(), flush=True)
+        print((said["failed"] or failed(error)).rstrip(), flush=True)
         return error.code
     except StageError as error:
         print(failed(error), flush=True)
         return 1
+    print(json.dumps(together(json.loads(said["done"]), others)), flush=True)
     return 0
+
+
+def together(done: Mapping[str, Any], others: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The event that ends a stage, with what its other processes took: processor seconds in sum, also of its pace (they share
+    all steps), memory of the one that held most; and each by itself."""
+    if not others:
+        return dict(done)
+    each = [{name: one[name] for name in ("cpu_seconds", "peak_bytes")} for one in (done, *others)]
+    seconds, peak = sum(one["cpu_seconds"] for one in each), max(one["peak_bytes"] for one in each)
+    pace = done.get("pace")
+    if pace is not None:
+        pace = {**pace, "cpu_seconds": pace["cpu_seconds"] * seconds / done["cpu_seconds"]}
+    return {**done, "pace": pace, "cpu_seconds": seconds, "peak_bytes": peak, "processes": each}
 
 
 def failed(error: Exception) -> str:
@@ -106,7 +123,9 @@ def shards(job: Job, numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, An
                     yield event["number"], event["counts"]
                 elif event.get("event") == "failed":
                     said = event["message"]
-                elif event.get("event") not in ("done", "progress"):
+                elif event.get("event") == "done":
+                    job.elsewhere.append(event)
+                elif event.get("event") != "progress":
                     print(line, end="", flush=True)
     except Died as error:
         die(error)
@@ -177,12 +196,14 @@ def work(spec: dict[str, Any]) -> int:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if int(os.environ["RANK"]) == 0:
         return run.main(spec)
+    cpu = time.process_time()
     with tempfile.TemporaryDirectory() as out:
         job = run.open_job({**spec, "out": out})
         run.settle(job.runtime, int(getattr(job.recipe, "seed", 0)))
         try:
             importlib.import_module(f"engine.{job.stage}").run(job)
         except WorkerDone:
+            print(json.dumps({"used": run.used(job.runtime.device, cpu)}), flush=True)
             return 0
     raise AssertionError("a stage that shares its steps ends in its first process only")
 

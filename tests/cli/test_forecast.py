@@ -6,12 +6,15 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.flop_truth import Truth
-from cli.costs import Lengths, human, parameters_of, sizes_of, training_bytes
+from cli.costs import LARGEST_COPY, Lengths, copy_bytes, human, parameters_of, sizes_of, training_bytes
 from cli.forecast import steps_of
 from cli.reads import steps_over
 from configs.continuing import Continue
 from configs.load import FOLDER
 from configs.recipes import Lora, Train
+from engine import folding
+from engine.folding import Folded, Head
+from engine.llama import LlamaDecoder, suits
 
 LLAMA = {
     "model_type": "llama",
@@ -81,6 +84,21 @@ def test_count_equals_the_models(architecture: dict[str, object]) -> None:
 def test_count_equals_the_published_one(config: str, published: int) -> None:
     raw = yaml.safe_load((FOLDER / f"{config}.yaml").read_text())
     assert parameters_of(raw["base"]["adopt"]["architecture"]) == published
+
+
+@ARCHITECTURES
+def test_the_samplers_copy_is_counted(architecture: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**architecture, **SPECIAL))
+    held = 0
+    if suits(model):
+        decoder = LlamaDecoder(model)
+        copies = [layer for layer in decoder.layers if isinstance(layer, Folded)]
+        matrices = [part for c in copies for part in (c.first, c.output, c.gated, c.last)]
+        matrices += decoder._logits.parts if isinstance(decoder._logits, Head) else []
+        held = sum(matrix.numel() * matrix.element_size() for matrix in matrices)
+    assert copy_bytes(sizes_of(architecture)) == held
+    assert LARGEST_COPY == folding.LARGEST_COPY
 
 
 def test_unknown_architecture_is_told() -> None:

@@ -117,6 +117,11 @@ def test_logits_in_parts_are_the_same(policy: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(forwards, "_CHUNK", 700)
     parts = gradient()
     assert torch.allclose(whole[0], parts[0]) and torch.allclose(whole[1], parts[1], atol=1e-5)
+    with torch.no_grad():
+        read = forwards.logps_entropy(model, padded, 0.7)
+        monkeypatch.setattr(forwards, "_READ", 2)
+        for one, other in zip(read, forwards.logps_entropy(model, padded, 0.7)):
+            assert torch.allclose(one, other, atol=1e-6)
 
 
 def test_compute_gives_what_a_method_asks_for(policy: Path) -> None:

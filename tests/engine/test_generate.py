@@ -320,6 +320,7 @@ def test_the_fast_path_equals_the_models_own_forward(
     change: dict[str, Any], copied: bool, lora: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.folding.LARGEST_COPY", 10**9 if copied else 0)
+    monkeypatch.setattr("engine.folding.WORDS", 24)
     torch.manual_seed(5)
     name = change.get("model_type", "llama")
     model = AutoModelForCausalLM.from_config(type(CONFIGS[name])(**{**CONFIGS[name].to_dict(), **change}))

@@ -195,10 +195,14 @@ def test_nothing_to_select_is_an_error(make_job: Any, tmp_path: Path) -> None:
         selected(make_job, tmp_path, [scored("p", 0, 1.0, 0.0)], method="sft")
 
 
-def test_many_buckets_give_the_same_rows(make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("files", [512, 3])  # as many as are open at once
+def test_many_buckets_give_the_same_rows(
+    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
+) -> None:
     rows = [scored(f"p{i}", k, float(k * i % 7), 0.0) for i in range(100) for k in range(3)]
     whole = selected(make_job, tmp_path, rows)
     monkeypatch.setattr(select, "BUCKET_ROWS", 40)
+    monkeypatch.setattr(select, "BUCKETS", files)
     parts = selected(make_job, tmp_path, rows)
     key = lambda row: row["id"]
     assert parts[0] == whole[0] and sorted(parts[1], key=key) == sorted(whole[1], key=key) and len(parts[2]) == 300

@@ -13,7 +13,7 @@ import pytest
 
 from configs.recipes import Limits, Sample
 from configs.runtime import Runtime
-from engine import sample
+from engine import sample, workers
 from storage import Ref, Store, open_store
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +106,21 @@ def test_shards_in_any_order_by_two_replicas_give_the_same_bytes(
     assert files(both.out) == wanted
 
 
+def test_what_all_processes_took_is_counted() -> None:
+    done = {
+        "event": "done",
+        "seconds": 9.0,
+        "pace": {"done": 4, "cpu_seconds": 2.0, "of": 8},
+        "cpu_seconds": 5.0,
+        "peak_bytes": 70,
+    }
+    assert workers.together(done, []) == done
+    found = workers.together(done, [{"cpu_seconds": 3.0, "peak_bytes": 90}, {"cpu_seconds": 2.0, "peak_bytes": 10}])
+    assert (found["cpu_seconds"], found["peak_bytes"], found["seconds"]) == (10.0, 90, 9.0)
+    assert found["pace"] == {"done": 4, "cpu_seconds": 4.0, "of": 8}
+    assert [one["cpu_seconds"] for one in found["processes"]] == [5.0, 3.0, 2.0]
+
+
 @pytest.mark.slow
 @pytest.mark.slow_short
 def test_two_replicas_one_of_them_killed_end_with_the_same_bytes(
@@ -128,6 +143,8 @@ def test_two_replicas_one_of_them_killed_end_with_the_same_bytes(
     process = start(again, tmp_path / "spec.json")
     lines = until(process, "done")
     assert ended(process) == 0
+    told = json.loads(lines[-1])
+    assert told["cpu_seconds"] == sum(one["cpu_seconds"] for one in told["processes"]) and len(told["processes"]) == 3
     assert any("continues from save point" in line for line in lines)
     assert files(tmp_path / "second") == wanted
 

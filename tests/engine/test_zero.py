@@ -83,9 +83,19 @@ def run(given: dict[str, Any], tmp_path: Path) -> tuple[list[dict[str, Any]], di
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    counted(json.loads(done.stdout.strip().splitlines()[-1]), given["runtime"].get("processes", 1))
     out = Path(given["out"])
     curve = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return curve, load_file(out / "model.safetensors")
+
+
+def counted(done: dict[str, Any], processes: int) -> None:
+    """The stage's record counts what all of its processes took."""
+    each = done.get("processes", [])
+    assert done["event"] == "done" and len(each) == (processes if processes > 1 else 0)
+    if each:
+        assert done["cpu_seconds"] == sum(one["cpu_seconds"] for one in each) > each[0]["cpu_seconds"] > 0
+        assert done["peak_bytes"] == max(one["peak_bytes"] for one in each) > 0
 
 
 def equal(a: Any, b: Any, curve: float, weights: float) -> None:
