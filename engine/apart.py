@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
-from engine.batches import Padded
+from engine.batches import Branches, Padded
 
 Turn = tuple[Tensor, Tensor]  # cosines and sines of the tokens' positions, [T, 1, D] each
 
@@ -52,22 +53,42 @@ def _attend(
 ) -> Tensor:
     """query [T or U, H, D], key and value [T, H, D] -> as query; each tree by itself."""
     sizes, biases = padded.trees
-    counts = sizes
+    counts, branches = sizes, padded.branches
     if read is not None:
+        branches = [None] * len(sizes)
         stops = torch.tensor(sizes, device=read.device).cumsum(0)
         edges = torch.searchsorted(read, stops)
         counts = edges.diff(prepend=edges.new_zeros(1)).tolist()
         biases = [_rows(bias, some, stop - size, size) for bias, some, stop, size in
                   zip(biases, read.split(counts), stops.tolist(), sizes)]  # fmt: skip
     found = []
-    for q, k, v, bias in zip(query.split(counts), key.split(sizes), value.split(sizes), biases):
-        if len(q):  # a tree in which nothing is read
+    for q, k, v, bias, branched in zip(query.split(counts), key.split(sizes), value.split(sizes), biases, branches):
+        if branched is not None:
+            found.append(_branched(q, k, v, branched, scale, dropout))
+        elif len(q):  # a tree in which nothing is read
             parts = (part.transpose(0, 1)[None] for part in (q, k, v))
             mask = None if bias is None else bias.to(q.dtype)
             found.append(functional.scaled_dot_product_attention(
                 *parts, attn_mask=mask, is_causal=bias is None, scale=scale, dropout_p=dropout
             )[0].transpose(0, 1))  # fmt: skip
     return torch.cat(found)
+
+
+def _branched(query: Tensor, key: Tensor, value: Tensor, tree: Branches, scale: float, dropout: float) -> Tensor:
+    """Attention of a tree's prompt to itself, and of each branch to the prompt and itself: [n, H, D] each -> as query."""
+    lengths = tree.lengths
+    parts = [part.split([tree.edges[0], *lengths]) for part in (query, key, value)]
+    heads = (part[0].transpose(0, 1)[None] for part in parts)
+    ahead = functional.scaled_dot_product_attention(*heads, is_causal=True, scale=scale, dropout_p=dropout)
+    side = [pad_sequence(part[1:], batch_first=True) for part in parts]  # [C, n, H, D]
+    for place in (1, 2):
+        prompt = parts[place][0].expand(len(lengths), *parts[place][0].shape)
+        side[place] = torch.cat([prompt, side[place]], 1)
+    mixed = functional.scaled_dot_product_attention(
+        *(part.transpose(1, 2) for part in side), attn_mask=tree.bias.to(query.dtype), scale=scale, dropout_p=dropout
+    )
+    rows = [row[:length] for row, length in zip(mixed.transpose(1, 2), lengths)]
+    return torch.cat([ahead[0].transpose(0, 1), *rows])
 
 
 def _rows(bias: Tensor | None, read: Tensor, first: int, size: int) -> Tensor:

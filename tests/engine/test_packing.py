@@ -48,11 +48,18 @@ def test_a_token_sees_itself_and_what_it_continues() -> None:  # T08
 
 
 @pytest.mark.parametrize(
-    ("architecture", "shape"),
-    [*((name, CHEAP_ATTENTION) for name in ARCHITECTURES), ("llama", APART), ("qwen2", APART), ("gpt2", APART)],
+    ("architecture", "shape", "branched"),
+    [
+        *((name, CHEAP_ATTENTION, 0.0) for name in ARCHITECTURES),
+        *((name, APART, share) for name in ("llama", "qwen2", "gpt2") for share in (0.0, 9.0)),
+    ],
 )
-def test_packing_changes_nothing(policies: dict[str, Path], architecture: str, shape: Shape) -> None:  # T08
+def test_packing_changes_nothing(
+    policies: dict[str, Path], architecture: str, shape: Shape, branched: float, monkeypatch: pytest.MonkeyPatch
+) -> None:  # T08
     """Log-probs, values and rewards, and the gradient of all of them, as from padded rows."""
+    monkeypatch.setattr("engine.batches.BRANCHED", branched)
+    monkeypatch.setattr("engine.batches.LEAST", 0)
     model, scorer = (
         load_policy(policies[architecture], Runtime()),
         reward_from_policy(policies[architecture], Runtime(), 3),
@@ -60,6 +67,7 @@ def test_packing_changes_nothing(policies: dict[str, Path], architecture: str, s
     found = []
     other = arrange(PAIRS, pad_id=0, shape=shape)
     assert (other.sizes is not None) == shape.apart
+    assert not shape.apart or any(other.branches) == (branched > 0)
     for batch in (collate(PAIRS, pad_id=0), other):
         model.zero_grad()
         scorer.zero_grad()
@@ -74,7 +82,10 @@ def test_packing_changes_nothing(policies: dict[str, Path], architecture: str, s
         assert torch.allclose(one, two, rtol=0, atol=1e-5 * max(1.0, float(one.abs().max())))
 
 
-def test_random_groups_are_exact(policy: Path) -> None:
+@pytest.mark.parametrize("branched", [0.0, 9.0])
+def test_random_groups_are_exact(policy: Path, branched: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.batches.BRANCHED", branched)
+    monkeypatch.setattr("engine.batches.LEAST", 0)
     model, draw = load_policy(policy, Runtime()), np.random.Generator(np.random.PCG64(5))
     for _ in range(20):
         pairs: list[tuple[list[int], list[int]]] = []
