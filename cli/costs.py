@@ -147,8 +147,17 @@ def sizes_of(a: Architecture, *, reward: bool = False, lora: Lora | None = None)
 
 
 def _folds(a: Architecture) -> bool:
-    late = bool(a.get("attention_bias") or a.get("mlp_bias"))  # biases that the copy does not hold
-    return a.get("model_type", "llama") in ("llama", "qwen2") and not late and parameters_of(a) <= LARGEST_COPY
+    """Whether engine/llama.py knows the model and engine/folding.py copies it."""
+    kind, rope = a.get("model_type", "llama"), a.get("rope_parameters") or a.get("rope_scaling") or {}
+    late = kind == "llama" and (a.get("attention_bias") or a.get("mlp_bias"))  # biases that the copy does not hold
+    return (
+        kind in ("llama", "qwen2")
+        and not late
+        and not a.get("use_sliding_window")
+        and rope.get("rope_type", rope.get("type", "default")) in ("default", "linear", "llama3")
+        and a.get("hidden_act", "silu") in ("silu", "swish")
+        and parameters_of(a) <= LARGEST_COPY
+    )
 
 
 def adapters_of(a: Architecture, lora: Lora | None) -> int:
@@ -231,15 +240,15 @@ def cache_bytes(sizes: Sizes, rows: float, lengths: Lengths, dtype: str) -> int:
     return round(rows * lengths.tokens * sizes.keys * (2 if dtype == "bfloat16" else 4))
 
 
-def copy_bytes(sizes: Sizes) -> int:
+def copy_bytes(sizes: Sizes, dtype: str) -> int:
     """Bytes of the copy by which the built-in sampler multiplies (engine/folding.py); 0 where the model is sampled without.
 
-    All matrices, those of queries and keys twice, and the output layer.
+    All matrices, those of queries and keys twice, and the output layer. dtype: of the model's weights.
     """
     if not sizes.folds:
         return 0
     turned = sizes.hidden * (sizes.channels + sizes.keys // 2)
-    return 4 * (sizes.matrices + turned + sizes.head)
+    return (2 if dtype == "bfloat16" else 4) * (sizes.matrices + turned + sizes.head)
 
 
 def human(count: float, unit: str = "") -> str:

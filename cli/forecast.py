@@ -26,7 +26,7 @@ from configs import describe
 from configs.certify import Certify
 from configs.continuing import Continue, Pack
 from configs.recipes import Online, Pretrain, Reward, Train
-from configs.runtime import Runtime
+from configs.runtime import SERVED, Runtime
 from tasks import Artifact
 
 
@@ -213,9 +213,8 @@ def _held_online(one: _One, recipe: Online, memory: int, learners: int, dtype: s
     learning = activation_bytes(
         one.trained, runtime.train_rows or recipe.minibatch_size, lengths, lengths.response, dtype
     )
-    sampling = copy_bytes(one.plain) + cache_bytes(
-        one.plain, min(recipe.batch_size, runtime.sample_rows), lengths, "float32"
-    )
+    sampling = copy_bytes(one.plain, "float32" if runtime.launcher == "local" else dtype)
+    sampling += cache_bytes(one.plain, min(recipe.batch_size, runtime.sample_rows), lengths, "float32")
     if runtime.offload:  # frozen models are on the device while they read
         return memory + max(learning, sampling, frozen)
     return memory + frozen + max(learning, sampling)
@@ -257,7 +256,7 @@ def _reading(one: _One, recipe: Any, work: str) -> Forecast:
     batch = min(rows, runtime.sample_rows if sampled else runtime.score_rows)
     memory = held.get(work, scorers + judges) * 4 * one.plain.parameters
     memory += cache_bytes(one.plain, batch, lengths, "float32")
-    if sampled and runtime.sampler == "builtin":
-        memory += copy_bytes(one.plain)
+    if sampled and (work not in SERVED or runtime.sampler == "builtin"):
+        memory += copy_bytes(one.plain, "float32")
     tokens = round(sampled * lengths.response + beside * asked.response)
     return Forecast(one.plain.parameters, 0, rows, 0, tokens, flops, memory, 4 * tokens)

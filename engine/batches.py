@@ -19,8 +19,9 @@ from engine.errors import StageError
 
 Ids = Sequence[int]
 # Branches of a tree are attended to by themselves where that leaves so little of all products of its tokens with each other,
-# and these are so many (measured: 4 branches of 200 tokens on a prompt of 200 took 0.4 of the time, 8 of 20 on 50 took 1.2).
-BRANCHED, LEAST = 0.4, 256**2
+# and these are so many (measured: 4 branches of 200 tokens on a prompt of 200 took 0.4 of the time, 8 of 20 on 50 took 1.2),
+# and the prompt's keys, copied for each, are not too many for the memory: this many for a token of the tree.
+BRANCHED, LEAST, COPIES = 0.4, 256**2, 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,18 @@ class Branches:
         return [last - first for first, last in pairwise(self.edges)]
 
 
+def branch_products(prompt: int, lengths: Sequence[int]) -> float | None:
+    """Products of a tree's tokens with each other where its branches are attended to by themselves; None where they are not.
+
+    prompt: tokens that all sequences begin with; lengths: tokens of each branch.
+    """
+    size, longest = prompt + sum(lengths), max(lengths, default=0)
+    keys = len(lengths) * (prompt + longest)
+    products = prompt * prompt / 2 + longest * keys
+    worth = size * size >= LEAST and products <= BRANCHED * size * size and keys <= COPIES * size
+    return products if lengths and worth else None
+
+
 def _branches(ends: Sequence[int], bias: Tensor) -> Branches | None:
     """The branches of a tree; None where they save little. ends: its part of `Padded.ends`, counted from its first token."""
     size = len(ends)
@@ -43,10 +56,9 @@ def _branches(ends: Sequence[int], bias: Tensor) -> Branches | None:
     while edges[-1] < size:
         edges.append(ends[edges[-1]])
     prompt, lengths = edges[0], [last - first for first, last in pairwise(edges)]
-    longest = max(lengths)
-    products = prompt * prompt / 2 + len(lengths) * longest * (prompt + longest)
-    if size * size < LEAST or products > BRANCHED * size * size:
+    if branch_products(prompt, lengths) is None:
         return None
+    longest = max(lengths)
     wide = bias.new_full((len(lengths), 1, longest, prompt + longest), -torch.inf)
     wide[..., :prompt] = 0.0  # also for what pads a shorter branch: nothing would be NaN
     for row, (first, last) in zip(wide, pairwise(edges)):

@@ -30,7 +30,7 @@ class Job:
     saves: SavePoints | None = None
     spec: Mapping[str, Any] = field(default_factory=dict)  # what the job was opened from, for processes that share it
     rows: list[dict[str, Any]] = field(default_factory=list)  # metric rows so far
-    elsewhere: list[Mapping[str, float]] = field(default_factory=list)  # what other processes took (engine.run.used)
+    elsewhere: list[Mapping[str, Any]] = field(default_factory=list)  # the events that ended this stage's replicas
     _last_save: float = field(default_factory=time.monotonic)  # when its snapshot was taken
     _last_progress: float = 0.0
     _ticks: list[tuple[int, float, float]] = field(default_factory=list)  # first and last: done, CPU and wall seconds

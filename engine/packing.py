@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from engine import pruned
-from engine.batches import Ids, Padded, collate
+from engine.batches import Ids, Padded, branch_products, collate
 
 ATTENTION_WEIGHT = 1.25  # a product inside attention costs this many of those in matrices (CPU, measured: 1.2)
 CALL = 1e6  # products that a call of attention costs beside its own (CPU, measured at a width of 64)
@@ -43,6 +43,26 @@ class Tree:
     def size(self) -> int:
         """Tokens to be computed."""
         return sum(len(s.ids) for s in self.segments)
+
+    @cached_property
+    def branches(self) -> tuple[int, list[int]]:
+        """Tokens that all sequences begin with, and of each branch after them."""
+        sizes = [len(s.ids) for s in self.segments]
+        below: list[list[int]] = [[] for _ in sizes]
+        for number in reversed(range(1, len(sizes))):  # what continues a segment comes after it
+            sizes[self.segments[number].above] += sizes[number]
+            below[self.segments[number].above].insert(0, number)
+        node = 0
+        while len(below[node]) == 1:
+            node = below[node][0]
+        lengths = [sizes[number] for number in below[node]]
+        return self.size - sum(lengths), lengths
+
+    @cached_property
+    def products(self) -> tuple[float, int]:
+        """Products of tokens with each other in its attention, and the calls of attention, where it is attended to apart."""
+        found = branch_products(*self.branches)
+        return (float(self.size**2), 1) if found is None else (found, 2)
 
 
 @dataclass(frozen=True)
@@ -108,7 +128,10 @@ def _cost(trees: Sequence[Tree], rows: Sequence[Sequence[int]], shape: Shape) ->
 
 
 def _cost_apart(trees: Sequence[Tree], shape: Shape) -> float:
-    return sum(tree.size * (shape.matrices + shape.attention * tree.size) + CALL for tree in trees)
+    cost = sum(tree.size * shape.matrices for tree in trees)
+    for products, calls in (tree.products for tree in trees):
+        cost += shape.attention * products + CALL * calls
+    return cost
 
 
 def grow(pairs: Sequence[tuple[Ids, Ids]]) -> list[Tree]:

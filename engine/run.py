@@ -97,12 +97,14 @@ def keep_memory() -> None:
     """Let the C library keep what is freed for what is needed next.
 
     Else tensors of megabytes are mapped, filled with zeros page by page and unmapped at every operator: a tenth of a PPO
-    iteration on a CPU. Does nothing where the library is not glibc; variables of the environment (MALLOC_...) win.
+    iteration on a CPU. Does nothing where the library is not glibc, or where the environment sets these thresholds.
     """
-    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+    own = [name for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_") if name in os.environ]
+    if platform.libc_ver()[0] != "glibc" or own or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
     library = ctypes.CDLL(None)
-    if library.mallopt(_MMAP_THRESHOLD, 1 << 30):  # some versions take less; the next one alone would make it worse
+    # Old versions take 32 MiB at most; the second threshold without the first would make it worse.
+    if library.mallopt(_MMAP_THRESHOLD, 1 << 30) or library.mallopt(_MMAP_THRESHOLD, 1 << 25):
         library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
@@ -117,9 +119,9 @@ def main(spec: dict[str, Any]) -> int:
         settle(job.runtime, int(getattr(job.recipe, "seed", 0)))
         summary = importlib.import_module(f"engine.{job.stage}").run(job)
         job.finish()
-        taken = used(job.runtime.device, cpu)
+        taken = measure_usage(job.runtime.device, cpu)
         done = {"event": "done", "summary": summary, "pace": job.pace(), "seconds": time.monotonic() - began, **taken}
-        say(**workers.together(done, job.elsewhere))
+        say(**workers.add_replicas(done, job.elsewhere))
         return 0
     except BaseException as error:
         traceback.print_exc()
@@ -132,7 +134,7 @@ def main(spec: dict[str, Any]) -> int:
         return 1
 
 
-def used(device: str, since: float) -> dict[str, float]:
+def measure_usage(device: str, since: float) -> dict[str, float]:
     """Processor seconds of this process since its clock was at `since`, and the most memory that it has held: on a GPU the
     device's, as `roundhouse plan` forecasts it."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

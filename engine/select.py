@@ -28,7 +28,9 @@ Row = dict[str, Any]
 Audit = Callable[[Iterable[Row]], None]
 Choice = Callable[[Sequence[Row], random.Random], list[Row]]  # one prompt's candidates -> training rows
 BUCKET_ROWS = 4096  # candidates held in memory at once: prompts are dealt into buckets of about this size ..
-BUCKETS = 512  # .. but into so many files at most, which are open together: beyond two million candidates buckets grow
+BUCKETS = (
+    128  # .. but into so many files at most, which are open together: beyond half a million candidates buckets grow
+)
 AUDIT = {
     "prompt_id": TEXT, "k": WHOLE, "source": TEXT, "policy": TEXT, "temperature": NUMBER, "category": TEXT, "is_safety": TRUTH,
     "text": TEXT, "finish": TEXT, "helpfulness": NUMBER, "safety": NUMBER, "branch": WHOLE, "score": NUMBER, "rank": WHOLE,

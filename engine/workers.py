@@ -58,6 +58,8 @@ def launch(spec: dict[str, Any]) -> int:
                 found[0].bring(Path(spec["out"]))  # what it wrote about its failure
                 raise
             found[0].bring(Path(spec["out"]))
+            if not said["done"]:
+                raise StageError("the first process ended without a word on its result")
     except Died as error:
         die(error)
     except Failed as error:
@@ -66,21 +68,39 @@ def launch(spec: dict[str, Any]) -> int:
     except StageError as error:
         print(failed(error), flush=True)
         return 1
-    print(json.dumps(together(json.loads(said["done"]), others)), flush=True)
+    if len(others) < count - 1:
+        print(f"{len(others)} of {count - 1} processes beside the first said what they took", file=sys.stderr)
+    print(json.dumps(add_workers(json.loads(said["done"]), others)), flush=True)
     return 0
 
 
-def together(done: Mapping[str, Any], others: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """The event that ends a stage, with what its other processes took: processor seconds in sum, also of its pace (they share
-    all steps), memory of the one that held most; and each by itself."""
+def add_workers(done: Mapping[str, Any], others: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The event that ends a stage, with what the processes took that shared its steps, and so its pace."""
+    found, pace = _add(done, others), done.get("pace")
+    if others and pace is not None:
+        found["pace"] = {**pace, "cpu_seconds": pace["cpu_seconds"] * found["cpu_seconds"] / done["cpu_seconds"]}
+    return found
+
+
+def add_replicas(done: Mapping[str, Any], replicas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The event that ends a stage, with what its replicas took; the pace is theirs, as the first process only waited."""
+    found, pace = _add(done, replicas), done.get("pace")
+    theirs = [one["pace"] for one in replicas if one.get("pace")]
+    if replicas:
+        found["pace"] = None
+    if pace is not None and theirs:
+        each = sum(one["cpu_seconds"] for one in theirs) / sum(one["done"] for one in theirs)
+        found["pace"] = {**pace, "cpu_seconds": pace["done"] * each}
+    return found
+
+
+def _add(done: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Processor seconds in sum, memory of the process that held most, and each by itself."""
     if not others:
         return dict(done)
     each = [{name: one[name] for name in ("cpu_seconds", "peak_bytes")} for one in (done, *others)]
-    seconds, peak = sum(one["cpu_seconds"] for one in each), max(one["peak_bytes"] for one in each)
-    pace = done.get("pace")
-    if pace is not None:
-        pace = {**pace, "cpu_seconds": pace["cpu_seconds"] * seconds / done["cpu_seconds"]}
-    return {**done, "pace": pace, "cpu_seconds": seconds, "peak_bytes": peak, "processes": each}
+    total = {"cpu_seconds": sum(e["cpu_seconds"] for e in each), "peak_bytes": max(e["peak_bytes"] for e in each)}
+    return {**done, **total, "processes": each}
 
 
 def failed(error: Exception) -> str:
@@ -203,7 +223,7 @@ def work(spec: dict[str, Any]) -> int:
         try:
             importlib.import_module(f"engine.{job.stage}").run(job)
         except WorkerDone:
-            print(json.dumps({"used": run.used(job.runtime.device, cpu)}), flush=True)
+            print(json.dumps({"used": run.measure_usage(job.runtime.device, cpu)}), flush=True)
             return 0
     raise AssertionError("a stage that shares its steps ends in its first process only")
 

@@ -221,6 +221,7 @@ def _work(
         "seconds": round(done["seconds"], 3),
         "cpu_seconds": round(done["cpu_seconds"], 3),
         "peak_bytes": done["peak_bytes"],
+        **({"processes": done["processes"]} if "processes" in done else {}),
         "began": began,
         "timings": timings,
     }

@@ -60,6 +60,7 @@ def test_packing_changes_nothing(
     """Log-probs, values and rewards, and the gradient of all of them, as from padded rows."""
     monkeypatch.setattr("engine.batches.BRANCHED", branched)
     monkeypatch.setattr("engine.batches.LEAST", 0)
+    monkeypatch.setattr("engine.batches.COPIES", 99.0)
     model, scorer = (
         load_policy(policies[architecture], Runtime()),
         reward_from_policy(policies[architecture], Runtime(), 3),
@@ -86,6 +87,7 @@ def test_packing_changes_nothing(
 def test_random_groups_are_exact(policy: Path, branched: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.batches.BRANCHED", branched)
     monkeypatch.setattr("engine.batches.LEAST", 0)
+    monkeypatch.setattr("engine.batches.COPIES", 99.0)
     model, draw = load_policy(policy, Runtime()), np.random.Generator(np.random.PCG64(5))
     for _ in range(20):
         pairs: list[tuple[list[int], list[int]]] = []
@@ -100,8 +102,11 @@ def test_random_groups_are_exact(policy: Path, branched: float, monkeypatch: pyt
             wanted = forwards.logps(model, collate(pairs, pad_id=0, learned=learned))
             for layout in ([[i] for i in range(len(grow(pairs)))], [list(range(len(grow(pairs))))]):
                 for apart in {False, len(layout) == 1}:
-                    found = forwards.logps(model, pack(pairs, grow(pairs), layout, 0, learned, apart=apart))
-                    assert torch.allclose(found, wanted, atol=1e-5)
+                    laid = pack(pairs, grow(pairs), layout, 0, learned, apart=apart)
+                    assert torch.allclose(forwards.logps(model, laid), wanted, atol=1e-5)
+                    for tree, form in zip(grow(pairs), laid.branches if apart else []):
+                        assert (form is None) == (tree.products[1] == 1)  # what a layout costs is told by what is done
+                        assert form is None or (form.edges[0], form.lengths) == tree.branches
 
 
 def test_a_body_with_a_sliding_window_keeps_its_own_forward() -> None:
@@ -122,6 +127,20 @@ def test_a_body_with_a_sliding_window_keeps_its_own_forward() -> None:
     ministral = lambda window: MistralForCausalLM(MistralConfig(**small, num_key_value_heads=2, sliding_window=window))
     assert shape_of(ministral(4)) is None and shape_of(ministral(None)) is not None  # it names no kinds of layers
     assert shape_for([plain, ministral(4)]) is None and shape_for([plain, plain]) == shape_of(plain)
+
+
+def test_large_trees_are_attended_to_branch_by_branch() -> None:
+    """Also where a tree is alone in its batch: then it costs in matrices what it costs packed."""
+    shape = Shape(matrices=8e5, attention=640.0, apart=True)
+    draw = np.random.Generator(np.random.PCG64(3))
+    ids = lambda count: draw.integers(3, 8000, size=count).tolist()
+    prompt = ids(200)
+    long = arrange([(prompt, ids(200)) for _ in range(4)], pad_id=0, shape=shape)
+    assert long.sizes is not None and [form is not None for form in long.branches] == [True]
+    short, long_prompt = [(prompt, ids(40)) for _ in range(2)], ids(1500)
+    wide = [(long_prompt, ids(200)) for _ in range(16)]  # the prompt's keys would be copied 16 times
+    for pairs in (short, wide):
+        assert not any(pack(pairs, grow(pairs), [[0]], 0, apart=True).branches)
 
 
 def test_the_cheaper_form_is_taken(policy: Path) -> None:

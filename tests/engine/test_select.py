@@ -195,7 +195,7 @@ def test_nothing_to_select_is_an_error(make_job: Any, tmp_path: Path) -> None:
         selected(make_job, tmp_path, [scored("p", 0, 1.0, 0.0)], method="sft")
 
 
-@pytest.mark.parametrize("files", [512, 3])  # as many as are open at once
+@pytest.mark.parametrize("files", [128, 3])  # as many as are open at once
 def test_many_buckets_give_the_same_rows(
     make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
 ) -> None:

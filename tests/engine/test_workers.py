@@ -107,18 +107,18 @@ def test_shards_in_any_order_by_two_replicas_give_the_same_bytes(
 
 
 def test_what_all_processes_took_is_counted() -> None:
-    done = {
-        "event": "done",
-        "seconds": 9.0,
-        "pace": {"done": 4, "cpu_seconds": 2.0, "of": 8},
-        "cpu_seconds": 5.0,
-        "peak_bytes": 70,
-    }
-    assert workers.together(done, []) == done
-    found = workers.together(done, [{"cpu_seconds": 3.0, "peak_bytes": 90}, {"cpu_seconds": 2.0, "peak_bytes": 10}])
+    done = {"event": "done", "seconds": 9.0, "cpu_seconds": 5.0, "peak_bytes": 70,
+            "pace": {"done": 4, "cpu_seconds": 2.0, "seconds": 3.0, "of": 8}}  # fmt: skip
+    assert workers.add_workers(done, []) == workers.add_replicas(done, []) == done
+    others = [{"cpu_seconds": 3.0, "peak_bytes": 90}, {"cpu_seconds": 2.0, "peak_bytes": 10}]
+    found = workers.add_workers(done, others)
     assert (found["cpu_seconds"], found["peak_bytes"], found["seconds"]) == (10.0, 90, 9.0)
-    assert found["pace"] == {"done": 4, "cpu_seconds": 4.0, "of": 8}
+    assert found["pace"] == {"done": 4, "cpu_seconds": 4.0, "seconds": 3.0, "of": 8}
     assert [one["cpu_seconds"] for one in found["processes"]] == [5.0, 3.0, 2.0]
+    paces: list[Any] = [{"pace": {"done": 6, "cpu_seconds": 12.0}}, {"pace": None}]
+    found = workers.add_replicas(done, [{**one, **pace} for one, pace in zip(others, paces)])
+    assert found["pace"] == {"done": 4, "cpu_seconds": 8.0, "seconds": 3.0, "of": 8} and found["cpu_seconds"] == 10.0
+    assert workers.add_replicas(done, others)["pace"] is None
 
 
 @pytest.mark.slow
