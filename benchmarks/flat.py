@@ -98,11 +98,10 @@ def work(home: Path, count: int, stage: str, out: IO[str]) -> None:
     """One stage in this process; writes its line of the table."""
     import importlib
 
-    import torch
-
     from engine.job import Job
+    from engine.run import settle
 
-    torch.set_num_threads(1)
+    settle(Runtime(threads=1), seed=0)
     recipe, inputs = stages(home, count)[stage]
     folder = home / str(count) / stage
     folder.mkdir()

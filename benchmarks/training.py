@@ -131,8 +131,9 @@ def ours(name: str, case: str, folder: Path, threads: int) -> dict[str, Any]:
     from engine.offline import Fit, fit
     from engine.packing import shape_of
     from engine.reference import reference_logps
+    from engine.run import settle
 
-    torch.set_num_threads(threads)
+    settle(Runtime(threads=threads), seed=0)
     kind = AutoModelForSequenceClassification if case == "reward" else AutoModelForCausalLM
     model = kind.from_pretrained(folder / ("reward" if case == "reward" else "policy"), attn_implementation="sdpa")
     as_ids = lambda ids: np.array(ids, dtype=np.int32)
