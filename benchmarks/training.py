@@ -120,7 +120,6 @@ def messages_of(dialogue: str) -> list[dict[str, str]]:
 def ours(name: str, case: str, folder: Path, threads: int) -> dict[str, Any]:
     """Our offline loop on packed or padded rows."""
     import numpy as np
-    import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     import methods
