@@ -242,6 +242,7 @@ def test_without_conditions_a_guard_keeps_two_takers_apart(opened, monkeypatch):
     monkeypatch.setattr("storage.lease._SETTLE", 0.0)
     lock, entered, gate = threading.Lock(), [], threading.Barrier(3)
     stores = [opened() for _ in range(3)]
+    conditional, *_ = [store.conditional for store in stores]  # connects, one after the other
 
     @contextlib.contextmanager
     def guard():
@@ -264,9 +265,8 @@ def test_without_conditions_a_guard_keeps_two_takers_apart(opened, monkeypatch):
 
     def take(number):
         store = stores[number]
-        conditional = store.conditional
         store.backend.size = slow(store, number)
-        gate.wait()
+        gate.wait(60)
         lease = store.lease(KEY, ttl=90, beat=20, until=lambda: bool(holders), guard=guard)
         if lease is None:
             return
