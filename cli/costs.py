@@ -15,7 +15,7 @@ from configs.recipes import Lora
 
 Architecture = Mapping[str, Any]  # a Hugging Face config's numbers
 LLAMAS = ("llama", "mistral", "qwen2")
-LARGEST_COPY = 400_000_000  # of engine/folding.py, which may import torch
+LARGEST_COPY = 400_000_000  # as in engine/folding.py, which imports torch; a test holds them together
 
 
 @dataclass(frozen=True)

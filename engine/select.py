@@ -27,10 +27,9 @@ from storage.rows import count_rows, parts, read_batches, read_rows, write_rows
 Row = dict[str, Any]
 Audit = Callable[[Iterable[Row]], None]
 Choice = Callable[[Sequence[Row], random.Random], list[Row]]  # one prompt's candidates -> training rows
-BUCKET_ROWS = 4096  # candidates held in memory at once: prompts are dealt into buckets of about this size ..
-BUCKETS = (
-    128  # .. but into so many files at most, which are open together: beyond half a million candidates buckets grow
-)
+# Candidates held in memory at once: prompts are dealt into buckets of about this size, but into so many files at most, which
+# are open together; beyond half a million candidates buckets grow.
+BUCKET_ROWS, BUCKETS = 4096, 128
 AUDIT = {
     "prompt_id": TEXT, "k": WHOLE, "source": TEXT, "policy": TEXT, "temperature": NUMBER, "category": TEXT, "is_safety": TRUTH,
     "text": TEXT, "finish": TEXT, "helpfulness": NUMBER, "safety": NUMBER, "branch": WHOLE, "score": NUMBER, "rank": WHOLE,
